@@ -1,0 +1,22 @@
+"""The error that means: the user can mend this. Commands print it as one line and exit with 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Bad input. The message names the file, the record and the field where there is one, and the cure."""
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and exit: 0 on success, 1 with one line on stderr for a `UserError`, 130 on Ctrl-C."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
