@@ -1,0 +1,137 @@
+"""What crosses ranks outside Megatron-Core, each with its law for the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_longpo.parallel.context_parallel import zigzag_join, zigzag_split
+
+
+class _SumForwardIdentityBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, partial: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # noqa: ARG004
+        total = partial.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004
+        return grads[0], None
+
+
+def sum_over_context(partial: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Sum the context-parallel ranks' parts; every rank gets the whole.
+
+    Every rank goes on to compute the same loss from the sum, so the gradient of its own part is the gradient of the sum: backward is
+    the identity. (A plain in-place all-reduce of a tensor that carries gradients gives the same numbers only by accident of autograd not
+    seeing it; reducing the gradient too would count it ``cp`` times.)
+
+    Parallel: all-reduce over the context group forward, none backward.
+    """
+    return partial if group.size() == 1 else _SumForwardIdentityBackward.apply(partial, group)
+
+
+def gather_sequence(shard: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Gather zigzag shards into sequence order, ``[s/cp, ..] -> [s, ..]``. Not differentiable: attention writes its own backward.
+
+    Parallel: all-gather over the context group.
+    """
+    if group.size() == 1:
+        return shard
+    flat = shard.new_empty((group.size() * shard.size(0), *shard.shape[1:]))
+    dist.all_gather_into_tensor(flat, shard.contiguous(), group=group)
+    return zigzag_join(flat.unflatten(0, (group.size(), shard.size(0))))
+
+
+def reduce_scatter_sequence(whole: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Sum over ranks and keep this rank's zigzag shard, ``[s, ..] -> [s/cp, ..]``: the transpose of `gather_sequence`.
+
+    Parallel: reduce-scatter over the context group.
+    """
+    if group.size() == 1:
+        return whole
+    parts = zigzag_split(whole, group.size()).contiguous()
+    shard = torch.empty_like(parts[0])
+    dist.reduce_scatter_tensor(shard, parts.flatten(0, 1), group=group)
+    return shard
+
+
+def broadcast_from_first(tensors: list[torch.Tensor] | None, group: dist.ProcessGroup, device: torch.device) -> list[torch.Tensor]:
+    """Give every rank of a group the tensors of its first rank.
+
+    Args:
+        tensors: on the first rank, int64 or float64 tensors of any shape; ignored elsewhere (pass None).
+        group: for batches, the tensor-parallel group.
+        device: where the received tensors live.
+
+    Returns:
+        The tensors, on ``device``, in order.
+
+    Parallel: four broadcasts over ``group`` (sizes, shapes, integers, floats), whatever the number of tensors.
+    """
+    if group.size() == 1:
+        assert tensors is not None
+        return [t.to(device) for t in tensors]
+    source = dist.get_global_rank(group, 0)
+    described: list[int] = []
+    sizes = torch.zeros(3, dtype=torch.int64)
+    if tensors is not None:
+        for tensor in tensors:
+            described += [int(tensor.dtype.is_floating_point), tensor.dim(), *tensor.shape]
+        whole = [t for t in tensors if not t.dtype.is_floating_point]
+        real = [t for t in tensors if t.dtype.is_floating_point]
+        sizes = torch.tensor([len(described), sum(t.numel() for t in whole), sum(t.numel() for t in real)])
+    sizes = sizes.to(device)
+    dist.broadcast(sizes, source, group=group)
+    lengths = sizes.tolist()
+    payloads = []
+    for length, dtype, parts in zip(
+        lengths,
+        (torch.int64, torch.int64, torch.float64),
+        ([torch.tensor(described)], whole, real) if tensors is not None else (None, None, None),
+        strict=True,
+    ):
+        payload = torch.zeros(length, dtype=dtype, device=device)
+        if parts:
+            payload = torch.cat([p.reshape(-1) for p in parts]).to(device=device, dtype=dtype)
+        if length:
+            dist.broadcast(payload, source, group=group)
+        payloads.append(payload)
+    return _unflatten(payloads[0].tolist(), payloads[1], payloads[2])
+
+
+def _unflatten(described: list[int], whole: torch.Tensor, real: torch.Tensor) -> list[torch.Tensor]:
+    tensors, at, used = [], 0, [0, 0]
+    while at < len(described):
+        is_real, dim = described[at], described[at + 1]
+        shape = described[at + 2 : at + 2 + dim]
+        at += 2 + dim
+        count = 1
+        for extent in shape:
+            count *= extent
+        tensors.append((real if is_real else whole)[used[is_real] : used[is_real] + count].reshape(shape))
+        used[is_real] += count
+    return tensors
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` holds on any rank of the world.
+
+    Parallel: all-reduce over the world.
+    """
+    raised = torch.tensor(float(flag), device=device)
+    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    return bool(raised.item())
+
+
+def gather_objects(value: object, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's small Python value, in rank order, on every rank.
+
+    Parallel: all-gather over ``group`` (the world by default).
+    """
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered

@@ -1,0 +1,134 @@
+"""Process groups of a run, as one value that is passed on."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from megatron_longpo.config.schema import ParallelConfig
+from megatron_longpo.parallel import cpu_backend
+from megatron_longpo.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelState:
+    """Groups, sizes and ranks. The axes are ordered tp (fastest), cp, dp, pp, as in Megatron-Core.
+
+    Attributes:
+        tp_group: ranks that share one layer's weights.
+        cp_group: ranks that share one packed sequence.
+        pp_group: ranks that hold the stages of one model copy.
+        dp_group: ranks that hold different pairs.
+        dp_cp_group: ranks over which gradients are averaged.
+        mp_group: ranks that hold one model copy's weights (tp and pp).
+    """
+
+    tp_group: dist.ProcessGroup
+    cp_group: dist.ProcessGroup
+    pp_group: dist.ProcessGroup
+    dp_group: dist.ProcessGroup
+    dp_cp_group: dist.ProcessGroup
+    mp_group: dist.ProcessGroup
+    sequence_parallel: bool
+
+    @property
+    def rank(self) -> int:
+        """Rank in the world."""
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return dist.get_world_size()
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the first pipeline stage."""
+        return self.pp_group.rank() == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the last pipeline stage (of the last model chunk)."""
+        return self.pp_group.rank() == self.pp_group.size() - 1
+
+    @property
+    def sequence_multiple(self) -> int:
+        """The number that every packed length is padded to a multiple of."""
+        from megatron_longpo.parallel.context_parallel import sequence_multiple
+
+        return sequence_multiple(self.cp_group.size(), self.tp_group.size(), sequence_parallel=self.sequence_parallel)
+
+
+def initialize(config: ParallelConfig, seed: int = 42, init_method: str = "env://") -> ParallelState:
+    """Join the process group and divide it into parallel groups.
+
+    Works under ``torchrun`` (its environment variables) and under plain ``python`` (one process).
+
+    Args:
+        config: sizes of the axes.
+        seed: seed of the model-parallel random states.
+        init_method: rendezvous, for tests that bring their own.
+
+    Raises:
+        UserError: if the sizes do not divide the number of processes.
+
+    Parallel: creates every group; all ranks must call it.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    cpu_backend.install()
+    if not dist.is_initialized():
+        _join(config, init_method)
+    world_size = dist.get_world_size()
+    model_size = config.tensor_model_parallel_size * config.pipeline_model_parallel_size * config.context_parallel_size
+    if world_size % model_size:
+        raise UserError(
+            f"{world_size} processes do not divide into tensor {config.tensor_model_parallel_size} x pipeline "
+            f"{config.pipeline_model_parallel_size} x context {config.context_parallel_size} = {model_size}; start a multiple of {model_size}"
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        # only whether it is set matters here; the number of chunks is a property of the model
+        virtual_pipeline_model_parallel_size=None if config.num_layers_per_virtual_pipeline_stage is None else 2,
+        context_parallel_size=config.context_parallel_size,
+        distributed_timeout_minutes=config.distributed_timeout_minutes,
+        create_gloo_process_groups=cpu_backend.has_cuda(),
+    )
+    model_parallel_cuda_manual_seed(seed)
+    return ParallelState(
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        cp_group=parallel_state.get_context_parallel_group(),
+        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+        dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        mp_group=parallel_state.get_model_parallel_group(),
+        sequence_parallel=config.sequence_parallel,
+    )
+
+
+def _join(config: ParallelConfig, init_method: str) -> None:
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    timeout = datetime.timedelta(minutes=config.distributed_timeout_minutes)
+    if cpu_backend.has_cuda():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if world_size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(cpu_backend.communication_backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(
+            cpu_backend.communication_backend(), init_method=init_method, rank=rank, world_size=world_size, timeout=timeout
+        )
+
+
+def destroy() -> None:
+    """Leave every process group."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
