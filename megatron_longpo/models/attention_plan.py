@@ -1,0 +1,166 @@
+"""Which keys each query of a packed sequence sees, as a short list of rectangular blocks. Pure arithmetic.
+
+A packed sequence is made of *chains*. Token ``i`` of a chain sees tokens ``0..i`` of its own chain and the first ``attach`` tokens of its
+parent chain, and through the parent what those see. A preference pair is two chains: ``[prefix | chosen tail]``, and the rejected tail
+attached to the prefix. Pairs packed together are further chains without a parent.
+
+Every backend agrees on two kinds of block only: unmasked, and causal with as many queries as keys (libraries differ in how they align a
+causal mask of unequal lengths). The planner emits nothing else. Each block is one call of a flash kernel; blocks of the same queries
+are merged by their log-sum-exp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from megatron_longpo.parallel.context_parallel import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A stretch of the packed sequence that is causal in itself.
+
+    Attributes:
+        start: first row of the packed sequence.
+        length: number of rows.
+        parent: index of the chain it continues, or None.
+        attach: number of leading tokens of the parent that it sees.
+    """
+
+    start: int
+    length: int
+    parent: int | None = None
+    attach: int = 0
+
+    @property
+    def end(self) -> int:
+        """One past the last row."""
+        return self.start + self.length
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Block:
+    """Queries ``[q_start, q_end)`` against keys ``[k_start, k_end)``, in the coordinates of the local buffers."""
+
+    q_start: int
+    q_end: int
+    k_start: int
+    k_end: int
+    causal: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionPlan:
+    """The blocks of one rank's queries against one buffer of keys."""
+
+    blocks: tuple[Block, ...]
+
+    def score_pairs(self) -> int:
+        """Number of query-key pairs that the blocks hold: the work."""
+        return sum(_area(block) for block in self.blocks)
+
+
+def _area(block: Block) -> int:
+    queries, keys = block.q_end - block.q_start, block.k_end - block.k_start
+    return queries * (queries + 1) // 2 if block.causal else queries * keys
+
+
+def ancestors(chains: Sequence[Chain], index: int) -> list[tuple[int, int]]:
+    """Ranges of rows that every token of a chain sees outside the chain itself, earliest first."""
+    ranges = []
+    parent, attach = chains[index].parent, chains[index].attach
+    while parent is not None:
+        if attach:
+            ranges.append((chains[parent].start, chains[parent].start + attach))
+        parent, attach = chains[parent].parent, chains[parent].attach
+    return ranges[::-1]
+
+
+def chain_positions(chains: Sequence[Chain]) -> list[range]:
+    """Position ids of each chain's rows: a chain goes on counting where it is attached."""
+    positions: list[range] = []
+    for chain in chains:
+        first = 0 if chain.parent is None else positions[chain.parent].start + chain.attach
+        positions.append(range(first, first + chain.length))
+    return positions
+
+
+def build_plan(chains: Sequence[Chain], query_runs: Iterable[Run], key_runs: Iterable[Run]) -> AttentionPlan:
+    """Plan the attention of the queries in ``query_runs`` to the keys in ``key_runs``.
+
+    Args:
+        chains: the whole packed sequence; parents come before their children.
+        query_runs: the rows whose queries are in the local buffer.
+        key_runs: the rows whose keys are in the key buffer (all rows for an all-gather, one rank's for a ring step).
+
+    Returns:
+        Blocks that hold every visible pair exactly once.
+    """
+    causal: list[Block] = []
+    full: list[Block] = []
+    key_pieces = _cut(chains, key_runs)
+    for query, owner in _cut(chains, query_runs):
+        for key, key_owner in key_pieces:
+            for start, end in ancestors(chains, owner):
+                full += _full(query, key, query.start, query.end, max(start, key.start), min(end, key.end))
+            if key_owner == owner:
+                diagonal, rest = _causal_overlap(query, key)
+                causal += diagonal
+                full += rest
+    return AttentionPlan(tuple(sorted(causal) + _fuse(full)))
+
+
+def _cut(chains: Sequence[Chain], runs: Iterable[Run]) -> list[tuple[Run, int]]:
+    pieces = []
+    for run in runs:
+        for index, chain in enumerate(chains):
+            start, end = max(run.start, chain.start), min(run.end, chain.end)
+            if start < end:
+                pieces.append((Run(start, end, run.local_start + start - run.start), index))
+    return pieces
+
+
+def _full(query: Run, key: Run, q_start: int, q_end: int, k_start: int, k_end: int) -> list[Block]:
+    if q_start >= q_end or k_start >= k_end:
+        return []
+    q_shift, k_shift = query.local_start - query.start, key.local_start - key.start
+    return [Block(q_start + q_shift, q_end + q_shift, k_start + k_shift, k_end + k_shift, causal=False)]
+
+
+def _causal_overlap(query: Run, key: Run) -> tuple[list[Block], list[Block]]:
+    """Blocks of ``k <= q`` for two runs of one chain: a square on the diagonal, and what lies left of and below it."""
+    start, end = max(query.start, key.start), min(query.end, key.end)
+    if start >= end:
+        return [], _full(query, key, query.start, query.end, key.start, key.end) if key.end <= query.start else []
+    (square,) = _full(query, key, start, end, start, end)
+    left = _full(query, key, start, query.end, key.start, start)
+    below = _full(query, key, end, query.end, start, end)
+    return [dataclasses.replace(square, causal=True)], left + below
+
+
+def _fuse(blocks: list[Block]) -> list[Block]:
+    """Join unmasked blocks that touch: the same queries and adjacent keys, or the same keys and adjacent queries."""
+    joined = True
+    while joined:
+        joined = False
+        for first in blocks:
+            for second in blocks:
+                union = _union(first, second)
+                if union is not None:
+                    blocks = [block for block in blocks if block not in (first, second)] + [union]
+                    joined = True
+                    break
+            if joined:
+                break
+    return sorted(blocks)
+
+
+def _union(first: Block, second: Block) -> Block | None:
+    same_queries = (first.q_start, first.q_end) == (second.q_start, second.q_end)
+    same_keys = (first.k_start, first.k_end) == (second.k_start, second.k_end)
+    if same_queries and first.k_end == second.k_start:
+        return dataclasses.replace(first, k_end=second.k_end)
+    if same_keys and first.q_end == second.q_start:
+        return dataclasses.replace(first, q_end=second.q_end)
+    return None
