@@ -1,1 +1,1 @@
-"""Data package."""
+"""From text pairs to micro-batches: records, templates, indexed files, sampling, packing. Start with `pair`, then `packing`."""

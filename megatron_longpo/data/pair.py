@@ -6,9 +6,6 @@ import dataclasses
 
 import numpy as np
 
-IGNORE_INDEX = -100
-"""Label of a row that has no target."""
-
 Span = tuple[int, int]
 """``[start, end)`` in token positions of the sequence it belongs to."""
 

@@ -1,1 +1,1 @@
-"""Models package."""
+"""The model: architecture record, planned attention, log-prob head. Start with `gpt`."""

@@ -1,9 +1,5 @@
 """Which keys each query of a packed sequence sees, as a short list of rectangular blocks. Pure arithmetic.
 
-A packed sequence is made of *chains*. Token ``i`` of a chain sees tokens ``0..i`` of its own chain and the first ``attach`` tokens of its
-parent chain, and through the parent what those see. A preference pair is two chains: ``[prefix | chosen tail]``, and the rejected tail
-attached to the prefix. Pairs packed together are further chains without a parent.
-
 Every backend agrees on two kinds of block only: unmasked, and causal with as many queries as keys (libraries differ in how they align a
 causal mask of unequal lengths). The planner emits nothing else. Each block is one call of a flash kernel; blocks of the same queries
 are merged by their log-sum-exp.
@@ -15,28 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from megatron_longpo.parallel.context_parallel import Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """A stretch of the packed sequence that is causal in itself.
-
-    Attributes:
-        start: first row of the packed sequence.
-        length: number of rows.
-        parent: index of the chain it continues, or None.
-        attach: number of leading tokens of the parent that it sees.
-    """
-
-    start: int
-    length: int
-    parent: int | None = None
-    attach: int = 0
-
-    @property
-    def end(self) -> int:
-        """One past the last row."""
-        return self.start + self.length
+from megatron_longpo.parallel.packed_sequence import Chain, ancestors
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -64,26 +39,6 @@ class AttentionPlan:
 def _area(block: Block) -> int:
     queries, keys = block.q_end - block.q_start, block.k_end - block.k_start
     return queries * (queries + 1) // 2 if block.causal else queries * keys
-
-
-def ancestors(chains: Sequence[Chain], index: int) -> list[tuple[int, int]]:
-    """Ranges of rows that every token of a chain sees outside the chain itself, earliest first."""
-    ranges = []
-    parent, attach = chains[index].parent, chains[index].attach
-    while parent is not None:
-        if attach:
-            ranges.append((chains[parent].start, chains[parent].start + attach))
-        parent, attach = chains[parent].parent, chains[parent].attach
-    return ranges[::-1]
-
-
-def chain_positions(chains: Sequence[Chain]) -> list[range]:
-    """Position ids of each chain's rows: a chain goes on counting where it is attached."""
-    positions: list[range] = []
-    for chain in chains:
-        first = 0 if chain.parent is None else positions[chain.parent].start + chain.attach
-        positions.append(range(first, first + chain.length))
-    return positions
 
 
 def build_plan(chains: Sequence[Chain], query_runs: Iterable[Run], key_runs: Iterable[Run]) -> AttentionPlan:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from megatron_longpo.utils.constants import IGNORE_INDEX
 
 
 @dataclasses.dataclass(frozen=True)

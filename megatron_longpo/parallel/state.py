@@ -63,7 +63,9 @@ class ParallelState:
         return sequence_multiple(self.cp_group.size(), self.tp_group.size(), sequence_parallel=self.sequence_parallel)
 
 
-def initialize(config: ParallelConfig, seed: int = 42, init_method: str = "env://") -> ParallelState:
+def initialize(
+    config: ParallelConfig, seed: int = 42, virtual_pipeline_size: int | None = None, init_method: str = "env://"
+) -> ParallelState:
     """Join the process group and divide it into parallel groups.
 
     Works under ``torchrun`` (its environment variables) and under plain ``python`` (one process).
@@ -71,6 +73,7 @@ def initialize(config: ParallelConfig, seed: int = 42, init_method: str = "env:/
     Args:
         config: sizes of the axes.
         seed: seed of the model-parallel random states.
+        virtual_pipeline_size: model chunks on a stage, where the pipeline is interleaved.
         init_method: rendezvous, for tests that bring their own.
 
     Raises:
@@ -94,8 +97,7 @@ def initialize(config: ParallelConfig, seed: int = 42, init_method: str = "env:/
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-        # only whether it is set matters here; the number of chunks is a property of the model
-        virtual_pipeline_model_parallel_size=None if config.num_layers_per_virtual_pipeline_stage is None else 2,
+        virtual_pipeline_model_parallel_size=virtual_pipeline_size,
         context_parallel_size=config.context_parallel_size,
         distributed_timeout_minutes=config.distributed_timeout_minutes,
         create_gloo_process_groups=cpu_backend.has_cuda(),

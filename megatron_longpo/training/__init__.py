@@ -1,1 +1,1 @@
-"""Training package."""
+"""The training run: step, optimizer, loop, checkpoints, logs. Start with `loop`."""

@@ -1,0 +1,108 @@
+"""The model: Megatron-Core's GPTModel, read through packed sequences, answering with log-probs of targets."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+from megatron_longpo.config.schema import ParallelConfig, TrainingConfig
+from megatron_longpo.models.architecture import ModelArchitecture
+from megatron_longpo.models.attention import PackedAttention
+from megatron_longpo.models.attention_plan import build_plan
+from megatron_longpo.models.layer_spec import build_block_spec
+from megatron_longpo.models.linear_cross_entropy import VocabShard, linear_log_probs
+from megatron_longpo.models.rotary import inverse_frequencies, rotary_tables
+from megatron_longpo.models.transformer_config import build_transformer_config, virtual_pipeline_size
+from megatron_longpo.parallel.context_parallel import Run, zigzag_runs
+from megatron_longpo.parallel.packed_sequence import PackedInput
+from megatron_longpo.parallel.state import ParallelState
+
+
+class LogProbGPTModel(GPTModel):
+    """GPTModel whose ``forward`` takes a `PackedInput` and whose last stage returns per-row log-probs.
+
+    Parameters, checkpoint names and pipeline hand-over are GPTModel's own. Rotation happens in the core attention, by packed positions, so the
+    model is built without position embeddings of its own.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, architecture: ModelArchitecture, padded_vocab_size: int, logit_chunk_size: int,
+        *, pre_process: bool, post_process: bool, vp_stage: int | None,
+    ) -> None:  # fmt: skip
+        """Build the modules of one pipeline stage (and model chunk)."""
+        super().__init__(
+            config,
+            build_block_spec(config, vp_stage),
+            vocab_size=padded_vocab_size,
+            max_sequence_length=architecture.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=architecture.tie_word_embeddings,
+            position_embedding_type="none",
+            vp_stage=vp_stage,
+        )
+        self.architecture = architecture
+        self.logit_chunk_size = logit_chunk_size
+        self._frequencies = inverse_frequencies(architecture.kv_channels, architecture.rotary_base, architecture.rope_scaling)
+
+    def attention_of(self, packed: PackedInput) -> PackedAttention:
+        """Plan of this rank's queries against the whole sequence's keys, and rotary tables of its rows."""
+        cp_group = self.pg_collection.cp
+        queries = zigzag_runs(packed.length, cp_group.size(), cp_group.rank())
+        plan = build_plan(packed.chains, queries, (Run(0, packed.length, 0),))
+        cos, sin = rotary_tables(packed.position_ids, self._frequencies)
+        return PackedAttention(plan, cos, sin)
+
+    def forward(self, packed: PackedInput) -> Tensor:  # type: ignore[override]
+        """Run this stage.
+
+        Returns:
+            On the last stage, log-prob of every row's label ``[s/cp]``, fp32, 0 where there is none; elsewhere hidden states
+            ``[s/cp (/tp), 1, h]``.
+
+        Parallel: the context group in every layer's attention; the tensor group in linears and in the head.
+        """
+        hidden = self.embedding(input_ids=packed.tokens[None], position_ids=None) if self.pre_process else None
+        hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=self.attention_of(packed))
+        return self._log_probs(hidden, packed.labels) if self.post_process else hidden
+
+    def _log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        shard = VocabShard.of(weight.size(0), self.architecture.vocab_size, group)
+        return linear_log_probs(hidden[:, 0], weight, labels, shard, self.logit_chunk_size)
+
+
+def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
+    """The vocabulary rounded up to equal shards. Padding rows exist in memory only; they never enter a softmax."""
+    return -(-vocab_size // tp_size) * tp_size
+
+
+def build_model(
+    architecture: ModelArchitecture, parallel: ParallelConfig, training: TrainingConfig, state: ParallelState
+) -> list[LogProbGPTModel]:
+    """This rank's model chunks (one, unless the pipeline is interleaved), on the rank's device, with random weights."""
+    from megatron_longpo.parallel import cpu_backend
+
+    config = build_transformer_config(architecture, parallel, training)
+    chunks = virtual_pipeline_size(architecture, parallel) or 1
+    stage, stages = state.pp_group.rank(), state.pp_group.size()
+    return [
+        LogProbGPTModel(
+            config,
+            architecture,
+            padded_vocab_size(architecture.vocab_size, state.tp_group.size()),
+            training.logit_chunk_size,
+            pre_process=stage == 0 and chunk == 0,
+            post_process=stage == stages - 1 and chunk == chunks - 1,
+            vp_stage=chunk if chunks > 1 else None,
+        ).to(cpu_backend.device(), dtype=torch.bfloat16 if training.bf16 else torch.float32)
+        for chunk in range(chunks)
+    ]
