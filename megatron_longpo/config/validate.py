@@ -1,0 +1,232 @@
+"""What makes a configuration a run: one function a rule, and every broken rule is told at once.
+
+A rule yields messages; each says both values and the cure. Whether a layout fits the model is asked later, when the
+checkpoint's architecture is known (`config.layout.check_layout`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+
+from megatron_longpo.config.fields import all_fields, flag_of
+from megatron_longpo.config.layout import data_parallel_size, world_problems
+from megatron_longpo.config.schema import RunConfig
+from megatron_longpo.utils.errors import UserError
+
+LENGTH_GROUP = ("train_iters", "train_samples", "num_epochs")
+WARMUP_GROUP = ("lr_warmup_fraction", "lr_warmup_iters")
+EXCLUSIVE_GROUPS = (LENGTH_GROUP, WARMUP_GROUP)
+"""Settings of which at most one may be given in one place."""
+
+Rule = Callable[[RunConfig, int], Iterator[str]]
+
+
+def validate_config(config: RunConfig, *, world_size: int = 1) -> None:
+    """Check a whole configuration.
+
+    Args:
+        config: the resolved configuration.
+        world_size: number of processes of the run.
+
+    Raises:
+        UserError: some rule is broken; one line for each problem.
+    """
+    problems = [message for rule in RULES for message in rule(config, world_size)]
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n  ".join([f"{len(problems)} problems in the configuration:", *problems]))
+
+
+def numbers_in_range(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Every number lies in the range that its meaning allows."""
+    for info in all_fields():
+        value = getattr(getattr(config, info.group), info.name)
+        if info.kind not in (int, float) or value is None:
+            continue
+        if not math.isfinite(value):
+            yield f"{info.flag} is {value}; give a finite number"
+        elif info.name in POSITIVE and value <= 0:
+            yield f"{info.flag} is {value}; it must be greater than 0"
+        elif info.name in NOT_NEGATIVE and value < 0:
+            yield f"{info.flag} is {value}; it must not be negative"
+        elif info.name in SHARES and not SHARES[info.name][0] <= value < SHARES[info.name][1]:
+            low, high = SHARES[info.name]
+            yield f"{info.flag} is {value}; it must lie in [{low}, {high})"
+
+
+def one_length(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Exactly one option sets the length of the training."""
+    given = [name for name in LENGTH_GROUP if getattr(config.training, name) is not None]
+    flags = [flag_of(name) for name in LENGTH_GROUP]
+    if len(given) > 1:
+        shown = ", ".join(f"{flag_of(name)} {getattr(config.training, name)}" for name in given)
+        yield f"{shown} are given together; keep one of them"
+    elif not given:
+        yield f"the length of the training is missing; give one of {', '.join(flags)}"
+
+
+def one_warmup(config: RunConfig, world_size: int) -> Iterator[str]:
+    """The warm-up is a share or a number of iterations."""
+    fraction, iters = config.optimizer.lr_warmup_fraction, config.optimizer.lr_warmup_iters
+    if fraction is not None and iters is not None:
+        yield f"--lr-warmup-fraction {fraction} and --lr-warmup-iters {iters} are given together; keep one of them"
+    total = config.training.train_iters
+    if iters is not None and total is not None and iters > total:
+        yield f"--lr-warmup-iters {iters} is more than --train-iters {total}; the peak would never be reached"
+
+
+def learning_rates_ordered(config: RunConfig, world_size: int) -> Iterator[str]:
+    """The learning rate decays downwards."""
+    if config.optimizer.min_lr > config.optimizer.lr:
+        yield f"--min-lr {config.optimizer.min_lr} is larger than --lr {config.optimizer.lr}; it is where the decay ends"
+
+
+def model_given(config: RunConfig, world_size: int) -> Iterator[str]:
+    """The model comes from somewhere."""
+    if config.model.pretrained_checkpoint is None and config.checkpoint.load is None:
+        yield "no model is given; name a native checkpoint (of checkpoint_conversion/hf_to_mcore.py) with --pretrained-checkpoint"
+
+
+def data_path_well_formed(config: RunConfig, world_size: int) -> Iterator[str]:
+    """--data-path is a list of prefixes, or of weights and prefixes in turn."""
+    words = config.data.data_path
+    if not words:
+        yield "no data is given; name a dataset prefix with --data-path (tools/preprocess_preference_data.py makes one)"
+        return
+    weights = [_number(word) for word in words]
+    if all(weight is None for weight in weights):
+        return
+    if len(words) % 2 or any((weight is None) != bool(place % 2) for place, weight in enumerate(weights)):
+        yield f"--data-path {' '.join(words)}: give prefixes only, or a weight before each prefix"
+    elif any(weight is not None and not 0 < weight < math.inf for weight in weights):
+        yield f"--data-path {' '.join(words)}: each weight must be greater than 0"
+
+
+def split_well_formed(config: RunConfig, world_size: int) -> Iterator[str]:
+    """--split is two shares; a validation needs a share."""
+    shares = [_number(part) for part in config.data.split.split(",")]
+    if len(shares) != 2 or any(share is None or not 0 <= share < math.inf for share in shares) or not shares[0]:
+        yield f"--split {config.data.split}: give the train and validation shares as two numbers, e.g. 99,1; the first above 0"
+    elif config.training.eval_interval is not None and not shares[1]:
+        yield f"--eval-interval {config.training.eval_interval} needs a validation split; --split {config.data.split} keeps none"
+
+
+def processes_fit(config: RunConfig, world_size: int) -> Iterator[str]:
+    """The processes divide into replicas, and the global batch into their micro-batches."""
+    problems = world_problems(config.parallel, world_size)
+    yield from problems
+    size = config.training.micro_batch_size
+    if problems or size < 1:
+        return
+    replicas, batch = data_parallel_size(config.parallel, world_size), config.training.global_batch_size
+    if batch % (size * replicas):
+        yield (
+            f"--global-batch-size {batch} is not a multiple of --micro-batch-size x data-parallel size = {size} x {replicas};"
+            f" the next that is: {math.ceil(batch / (size * replicas)) * size * replicas}"
+        )
+    elif config.parallel.num_layers_per_virtual_pipeline_stage is not None:
+        stages, rounds = config.parallel.pipeline_model_parallel_size, batch // (size * replicas)
+        if rounds % stages:
+            following = math.ceil(rounds / stages) * stages * size * replicas
+            yield (
+                f"the interleaved pipeline of --pipeline-model-parallel-size {stages} needs a multiple of {stages} micro-batches,"
+                f" and --global-batch-size {batch} makes {rounds}; the next that works: {following}"
+            )
+
+
+def parallel_options_meaningful(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Options of one parallel axis need that axis."""
+    parallel = config.parallel
+    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
+        yield "--sequence-parallel needs --tensor-model-parallel-size above 1: it shards inside a tensor-parallel group"
+    if parallel.num_layers_per_virtual_pipeline_stage is not None and parallel.pipeline_model_parallel_size == 1:
+        yield "--num-layers-per-virtual-pipeline-stage needs --pipeline-model-parallel-size above 1"
+    if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
+        yield "--overlap-param-gather needs --use-distributed-optimizer: without it there is nothing to gather"
+    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
+        yield "--overlap-param-gather needs --overlap-grad-reduce (Megatron-Core schedules them together)"
+
+
+def optimizer_supported(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Megatron-Core's distributed optimizer shards Adam-like states only."""
+    if config.parallel.use_distributed_optimizer and config.optimizer.optimizer == "sgd":
+        yield (
+            "--use-distributed-optimizer cannot shard --optimizer sgd: Megatron-Core takes Adam-like ones;"
+            " choose adam or rmsprop, or drop --use-distributed-optimizer"
+        )
+
+
+def something_is_learnt(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Some term of the objective has a weight."""
+    if config.objective.nll_weight == 0 and config.objective.preference_weight == 0:
+        yield "--nll-weight and --preference-weight are both 0: there is nothing to learn"
+
+
+def checkpoints_have_a_place(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Checkpoint intervals need a directory."""
+    for name in ("save_interval", "keep_checkpoints"):
+        if getattr(config.checkpoint, name) is not None and config.checkpoint.save is None:
+            yield f"{flag_of(name)} {getattr(config.checkpoint, name)} needs --save DIRECTORY"
+
+
+RULES: tuple[Rule, ...] = (
+    numbers_in_range,
+    model_given,
+    data_path_well_formed,
+    split_well_formed,
+    one_length,
+    one_warmup,
+    learning_rates_ordered,
+    processes_fit,
+    parallel_options_meaningful,
+    optimizer_supported,
+    something_is_learnt,
+    checkpoints_have_a_place,
+)
+
+SHARES: dict[str, tuple[float, float]] = {
+    "label_smoothing": (0, 0.5),
+    "lr_warmup_fraction": (0, 1),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "rmsprop_alpha": (0, 1),
+}
+"""Settings that lie in [low, high)."""
+NOT_NEGATIVE = frozenset(
+    ("preference_weight", "nll_weight", "lr", "min_lr", "lr_warmup_iters", "weight_decay", "sgd_momentum", "clip_grad", "seed")
+)
+"""Settings that may be 0."""
+POSITIVE = frozenset(info.name for info in all_fields() if info.kind in (int, float)) - NOT_NEGATIVE - SHARES.keys()
+"""Sizes, intervals, counts, rates and bases: all numbers that are not listed above."""
+
+
+def find_ineffective_flags(config: RunConfig, *, given: Collection[str]) -> list[str]:
+    """Return one line for each flag of ``given`` that changes nothing in this configuration."""
+    return [f"{flag_of(name)} has no effect: {reason}" for name, reason in _ineffective(config) if name in given]
+
+
+def _ineffective(config: RunConfig) -> Iterator[tuple[str, str]]:
+    optimizer = config.optimizer.optimizer
+    for info in all_fields():
+        owner = info.name.split("_")[0]
+        if info.group == "optimizer" and owner in ("adam", "rmsprop", "sgd") and owner != optimizer:
+            yield info.name, f"--optimizer is {optimizer}"
+    if config.optimizer.lr_decay_style == "constant":
+        yield "min_lr", "--lr-decay-style is constant"
+    if config.training.recompute_granularity != "full":
+        yield "recompute_num_layers", "it needs --recompute-granularity full"
+    if config.training.eval_interval is None:
+        yield "eval_iters", "no --eval-interval is given"
+    if config.training.num_epochs is None:
+        yield "drop_last", "it concerns the end of --num-epochs"
+    if config.logging.wandb_project is None:
+        yield "wandb_name", "no --wandb-project is given"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,80 @@
+"""Package metadata. The settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Read ``__version__`` without importing the package."""
+    text = (ROOT / "megatron_longpo" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+
+
+# Wheels on every machine, with or without a GPU.
+REQUIRES = [
+    # 0.16.1 is the newest Megatron-Core that Python 3.11 can install.
+    'megatron-core==0.16.1; python_version < "3.12"',
+    'megatron-core>=0.19,<0.20; python_version >= "3.12"',
+    "torch>=2.9",
+    "numpy>=2",
+    "transformers>=5",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "jinja2>=3.1",
+    "pyarrow>=15",
+    "psutil>=5.9",
+    "tensorboard>=2.15",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    # Installed on the GPU machine itself, against its CUDA (see Dockerfile). NVIDIA's Apex is a source install and is used where
+    # Megatron-Core finds it; the package of that name on PyPI is another project.
+    "gpu": ["transformer-engine[pytorch]>=2.5", "flash-attn>=2.7"],
+    "wandb": ["wandb>=0.17"],
+    # Reads the model that `make quickstart` trains (a GGUF file) and draws its plot.
+    "quickstart": ["gguf>=0.10", "matplotlib>=3.8"],
+    "docs": ["mkdocs>=1.6"],
+}
+# Other implementations that the tests compare with, and the tools.
+EXTRAS["dev"] = [
+    *EXTRAS["quickstart"],
+    "accelerate>=1",
+    "datasets>=3",
+    "hypothesis>=6.100",
+    "liger-kernel>=0.5",
+    "mistral-common>=1.5",
+    "mypy>=1.10",
+    "nox>=2024.4",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "ruff>=0.6",
+    "trl>=1",
+]
+
+setup(
+    name="megatron-longpo",
+    version=read_version(),
+    description="LongPO, long-context preference optimisation, on Megatron-Core",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_longpo", "megatron_longpo.*"]),
+    package_data={"megatron_longpo": ["py.typed"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
