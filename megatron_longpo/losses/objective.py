@@ -104,7 +104,7 @@ def longpo_objective(
     Parallel: none; pass complete sums.
     """
     nll = -sums.nll / nll_tokens.clamp(min=1)
-    rewards = config.beta * (sums.answers - reference_logps) * turn_mask[..., None].where(turn_mask[..., None] > 0, torch.nan)
+    rewards = config.beta * (sums.answers - reference_logps)  # NaN where there is no turn or no reference
     if config.preference_weight:
         present = torch.where(turn_mask[..., None] > 0, rewards, 0.0)
         preference = preference_loss(present, turn_mask, config)

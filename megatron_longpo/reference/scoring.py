@@ -1,0 +1,91 @@
+"""Log-prob sums of a model over packed batches: what the objective, the reference cache and validation are all made of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+from torch import distributed as dist
+
+from megatron_longpo.data.batch import RankBatch
+from megatron_longpo.losses.objective import PolicySums
+from megatron_longpo.parallel.collectives import gather_objects, sum_over_context
+from megatron_longpo.parallel.state import ParallelState
+
+
+def policy_sums(log_probs: Tensor, batch: RankBatch, cp_group: dist.ProcessGroup) -> PolicySums:
+    """Sum a rank's per-row log-probs by pair and turn, then over the context group.
+
+    Args:
+        log_probs: ``[s/cp]`` of this rank's rows.
+        batch: this rank's rows.
+        cp_group: context-parallel group.
+
+    Returns:
+        Complete sums in float64; gradients flow to this rank's rows only.
+
+    Parallel: one all-reduce of ``p + 2pt`` numbers over the context group; backward is local.
+    """
+    pairs, turns = batch.whole.turn_mask.shape
+    precise = log_probs.double()
+    maps = ((batch.nll_pair, pairs), (batch.chosen_turn, pairs * turns), (batch.rejected_turn, pairs * turns))
+    partial = torch.cat([_segment_sum(precise, segments, count) for segments, count in maps])
+    nll, chosen, rejected = sum_over_context(partial, cp_group).split([count for _, count in maps])
+    return PolicySums(nll, torch.stack([chosen.view(pairs, turns), rejected.view(pairs, turns)], dim=-1))
+
+
+def _segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
+    counted = segments >= 0
+    return values.new_zeros(count).index_add(0, segments[counted], values[counted])
+
+
+def score_batches(model: Sequence[torch.nn.Module], batches: Sequence[RankBatch], state: ParallelState) -> list[PolicySums]:
+    """Forward-only pass over batches.
+
+    Args:
+        model: this rank's model chunks.
+        batches: this data-parallel rank's micro-batches, at least one.
+        state: groups.
+
+    Returns:
+        Each batch's sums, on the CPU, on every pipeline stage.
+
+    Parallel: the pipeline schedule; then an all-gather of the sums over the pipeline group.
+    """
+    collected: list[PolicySums] = []
+
+    def forward(iterator: object, chunk: torch.nn.Module) -> tuple[Tensor, functools.partial]:
+        batch = next(iterator)  # type: ignore[call-overload]
+        return chunk(batch.packed), functools.partial(keep, batch)
+
+    def keep(batch: RankBatch, log_probs: Tensor) -> tuple[Tensor, dict]:
+        sums = policy_sums(log_probs, batch, state.cp_group)
+        collected.append(PolicySums(sums.nll.cpu(), sums.answers.cpu()))
+        return log_probs.new_zeros(()), {}
+
+    run_schedule(forward, model, batches, forward_only=True)
+    return next(found for found in gather_objects(collected, state.pp_group) if found)
+
+
+def run_schedule(
+    forward_step: object, model: Sequence[torch.nn.Module], batches: Sequence[RankBatch], *, forward_only: bool
+) -> list[dict]:
+    """Run Megatron-Core's pipeline schedule over batches; every model chunk reads the same ones.
+
+    Returns:
+        What the loss function returned beside the loss, one entry a micro-batch, on the last stage; an empty list elsewhere.
+    """
+    schedule = get_forward_backward_func()
+    with torch.no_grad() if forward_only else torch.enable_grad():
+        return schedule(
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in model] if len(model) > 1 else iter(batches),
+            model=list(model) if len(model) > 1 else model[0],
+            num_microbatches=len(batches),
+            seq_length=max(batch.packed.length for batch in batches),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
