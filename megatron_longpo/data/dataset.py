@@ -1,0 +1,77 @@
+"""A tokenised dataset on disk, as a sequence of preference pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_longpo.data.indexed import IndexedPairs
+from megatron_longpo.data.layout import unpack_pair
+from megatron_longpo.data.manifest import read_manifest, record_file
+from megatron_longpo.data.pair import PreferencePair
+from megatron_longpo.utils.errors import UserError
+
+
+class PreferenceDataset:
+    """The pairs at ``PREFIX``. Holds no open state that a fork or a pickle could spoil.
+
+    Attributes:
+        prefix: the path without suffix.
+        manifest: what the dataset is.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        """Open it; the manifest must be there and fit the files' sizes.
+
+        Raises:
+            UserError: it does not, or the index has another number of pairs.
+        """
+        self.prefix = prefix
+        self.manifest = read_manifest(prefix)
+        self._pairs = IndexedPairs(prefix)
+        if not len(self._pairs) == self.manifest.num_pairs == len(self.manifest.document_ids):
+            raise UserError(
+                f"{prefix}.idx: has {len(self._pairs)} pairs, the manifest {self.manifest.num_pairs}; make the dataset anew"
+            )
+
+    def __len__(self) -> int:
+        return self.manifest.num_pairs
+
+    def __getitem__(self, index: int) -> PreferencePair:
+        """Pair ``index``.
+
+        Raises:
+            IndexError: there is no such pair.
+            UserError: what is stored there is no pair.
+        """
+        self._check_index(index)
+        try:
+            return unpack_pair(self.document_id(index), self._pairs.sequences(index))
+        except ValueError as error:
+            raise UserError(f"{self.prefix}.bin: pair {index}: {error}; make the dataset anew") from None
+
+    def document_id(self, index: int) -> str:
+        """The record's id of pair ``index``."""
+        return self.manifest.document_ids[index]
+
+    def lengths(self, index: int) -> tuple[int, int]:
+        """Tokens of the chosen and the rejected long side of pair ``index``, without reading them."""
+        self._check_index(index)
+        prefix = int(self._pairs.sequence(index, 0)[2])
+        return self._pairs.sequence_length(index, 1), prefix + self._pairs.sequence_length(index, 2)
+
+    def shared_prefix_length(self, index: int) -> int:
+        """Tokens that the two long sides of pair ``index`` share at their start."""
+        self._check_index(index)
+        return int(self._pairs.sequence(index, 0)[2])
+
+    def verify_hashes(self) -> list[str]:
+        """Re-hash the files; what differs from the manifest, in words."""
+        problems = []
+        for suffix, expected in self.manifest.files.items():
+            if record_file(Path(f"{self.prefix}.{suffix}")).sha256 != expected.sha256:
+                problems.append(f"{self.prefix}.{suffix}: its content is not what its manifest recorded")
+        return problems
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")

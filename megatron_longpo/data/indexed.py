@@ -1,0 +1,81 @@
+"""Reading and writing Megatron's indexed files: the only module of the data package that imports ``megatron.core``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from megatron_longpo.data.manifest import SUFFIXES, FileRecord, manifest_path, record_file
+from megatron_longpo.utils.errors import UserError
+
+
+class IndexedPairs:
+    """The sequences of each pair in ``PREFIX.bin`` and ``PREFIX.idx``, through the stock ``IndexedDataset``.
+
+    The files are memory-mapped, so copies in forked processes share their pages; pickling carries the prefix alone. What is
+    handed out is a copy: Megatron closes the map when its dataset goes, and a view that is read later would crash the process.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+        try:
+            self._dataset = IndexedDataset(prefix)
+        except (AssertionError, ValueError, KeyError) as error:
+            raise UserError(f"{prefix}.idx: not a Megatron index ({error}); make the dataset anew") from None
+        if self._dataset.index.dtype is not np.int32:
+            raise UserError(f"{prefix}.idx: tokens are {self._dataset.index.dtype.__name__}, expected int32")
+
+    def __len__(self) -> int:
+        return len(self._dataset.document_indices) - 1
+
+    def sequences(self, index: int) -> list[np.ndarray]:
+        """The int32 sequences of pair ``index``."""
+        first, last = self._bounds(index)
+        return [np.array(self._dataset[i]) for i in range(first, last)]
+
+    def sequence(self, index: int, which: int) -> np.ndarray:
+        """Sequence ``which`` of pair ``index``."""
+        return np.array(self._dataset[self._bounds(index)[0] + which])
+
+    def sequence_length(self, index: int, which: int) -> int:
+        """Its length, from the index alone."""
+        return int(self._dataset.sequence_lengths[self._bounds(index)[0] + which])
+
+    def _bounds(self, index: int) -> tuple[int, int]:
+        bounds = self._dataset.document_indices
+        return int(bounds[index]), int(bounds[index + 1])
+
+
+def write_indexed(prefix: str, documents: Iterable[tuple[np.ndarray, list[int]]]) -> dict[str, FileRecord]:
+    """Write ``PREFIX.bin`` and ``PREFIX.idx``.
+
+    They are written under temporary names; the manifest of any earlier dataset at the prefix is removed before they take
+    their place, so that a dataset is readable only once its own manifest follows.
+
+    Args:
+        prefix: path without suffix.
+        documents: for each pair its sequences end to end, int32, and their lengths.
+
+    Returns:
+        Size and hash of each file.
+    """
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    temporary = {suffix: Path(f"{prefix}.{suffix}.tmp") for suffix in SUFFIXES}
+    builder = IndexedDatasetBuilder(str(temporary["bin"]), dtype=np.int32)
+    for tokens, lengths in documents:
+        builder.add_document(torch.from_numpy(tokens), lengths)
+    builder.finalize(str(temporary["idx"]))
+    files = {suffix: record_file(path) for suffix, path in temporary.items()}
+    for path in temporary.values():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    manifest_path(prefix).unlink(missing_ok=True)
+    for suffix, path in temporary.items():
+        os.replace(path, f"{prefix}.{suffix}")
+    return files

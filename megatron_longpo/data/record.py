@@ -1,0 +1,128 @@
+"""Preference records in text: JSON Lines, one document with its turns a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_longpo.utils.errors import UserError
+
+RECORD_FIELDS = ("document_id", "long_context", "turns", "metadata")
+TURN_FIELDS = ("short_context", "instruction", "chosen", "rejected")
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One question on the document.
+
+    Attributes:
+        short_context: the part of the document that the chosen answer was written from.
+        instruction: the question, with any lead-in phrase.
+        chosen: the answer given on the short context.
+        rejected: the answer given on the long context.
+    """
+
+    short_context: str
+    instruction: str
+    chosen: str
+    rejected: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceRecord:
+    """A document, its turns, and whatever its maker wants to remember about it.
+
+    Attributes:
+        document_id: unique in the data set.
+        long_context: the whole document.
+        turns: at least one.
+        metadata: free, except that ``metadata["turns"][i]["finish_reason_chosen"]`` and ``["finish_reason_rejected"]`` tell
+            how the answers of turn ``i`` ended; ``"length"`` means cut off by the generation limit.
+    """
+
+    document_id: str
+    long_context: str
+    turns: tuple[Turn, ...]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def is_cut_off(self) -> bool:
+        """Whether the generation limit cut any answer."""
+        reasons = ("finish_reason_chosen", "finish_reason_rejected")
+        return any(turn.get(reason) == "length" for turn in self.metadata.get("turns", ()) for reason in reasons)
+
+    def to_json(self) -> str:
+        """The record as one line, without the line end."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+
+def parse_record(line: bytes | str, where: str) -> PreferenceRecord:
+    """Read one line.
+
+    Args:
+        line: JSON, UTF-8.
+        where: ``file:line``, for the errors.
+
+    Raises:
+        UserError: the line is not such a record; the message is ``file:line: field: what and cure``.
+    """
+    try:
+        value = json.loads(line)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a JSON object in UTF-8 ({error}); write one record a line") from None
+    fields = _object(value, f"{where}: the record", RECORD_FIELDS, optional=("metadata",))
+    document_id = _text(fields["document_id"], f"{where}: document_id")
+    turns = fields["turns"]
+    if not document_id:
+        raise UserError(f"{where}: document_id: is empty; give each document a unique id")
+    if not isinstance(turns, list) or not turns:
+        raise UserError(f"{where}: turns: expected a list of at least one turn, found {_kind(turns)}")
+    return PreferenceRecord(
+        document_id=document_id,
+        long_context=_text(fields["long_context"], f"{where}: long_context"),
+        turns=tuple(_turn(turn, f"{where}: turns[{i}]") for i, turn in enumerate(turns)),
+        metadata=_metadata(fields.get("metadata", {}), f"{where}: metadata", len(turns)),
+    )
+
+
+def _turn(value: object, where: str) -> Turn:
+    fields = _object(value, where, TURN_FIELDS)
+    return Turn(**{name: _text(fields[name], f"{where}.{name}") for name in TURN_FIELDS})
+
+
+def _metadata(value: object, where: str, num_turns: int) -> dict[str, Any]:
+    """Free-form, but what preprocessing reads from it must have the shape it expects."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected an object, found {_kind(value)}")
+    turns = value.get("turns", [{}] * num_turns)
+    if not isinstance(turns, list) or len(turns) != num_turns or not all(isinstance(turn, dict) for turn in turns):
+        raise UserError(f"{where}.turns: expected a list of {num_turns} objects, one for each of the record's turns")
+    return value
+
+
+def _object(value: object, where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected an object with the fields {', '.join(names)}; found {_kind(value)}")
+    for name in names:
+        if name not in value and name not in optional:
+            raise UserError(f"{where}: the field {name!r} is missing")
+    unknown = sorted(set(value) - set(names))
+    if unknown:
+        raise UserError(f"{where}: unknown field {unknown[0]!r}; fields of your own belong under metadata")
+    return value
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: expected a string, found {_kind(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half of a surrogate pair, which no tokenizer can encode; repair the text") from None
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else "an empty list" if value == [] else names[type(value)]

@@ -1,0 +1,47 @@
+"""Which documents train and which validate."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron_longpo.data.shuffle import permutation
+from megatron_longpo.utils.errors import UserError
+
+SPLIT_STREAM = 0
+"""First word of the random key, so that the split and the shuffles of one seed are unrelated."""
+
+
+def parse_split(text: str) -> tuple[float, float]:
+    """Read ``"99,1"``: the train and validation shares.
+
+    Raises:
+        UserError: it is not two non-negative numbers, the first positive.
+    """
+    try:
+        shares = tuple(float(share) for share in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != 2 or not all(np.isfinite(shares)) or shares[0] <= 0 or shares[1] < 0:
+        raise UserError(f"--split {text}: give the train and validation shares, such as 99,1")
+    return shares[0], shares[1]
+
+
+def split_indices(num_documents: int, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide documents into train and validation by seed.
+
+    A validation share above zero gets at least one of two or more documents.
+
+    Args:
+        num_documents: documents of one dataset.
+        split: as in `parse_split`.
+        seed: of the run.
+
+    Returns:
+        Train and validation indices, int64, each ascending; disjoint, together all documents.
+    """
+    train_share, validation_share = parse_split(split)
+    num_validation = round(num_documents * validation_share / (train_share + validation_share))
+    if validation_share > 0 and num_documents > 1:
+        num_validation = min(max(num_validation, 1), num_documents - 1)
+    order = permutation(num_documents, (SPLIT_STREAM, seed))
+    return np.sort(order[num_validation:]), np.sort(order[:num_validation])

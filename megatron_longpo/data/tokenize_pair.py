@@ -1,0 +1,172 @@
+"""One record in text -> one preference pair in tokens, or the reason why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_longpo.data.pair import PreferencePair, Side, Span
+from megatron_longpo.data.record import PreferenceRecord, Turn
+from megatron_longpo.data.templating import ContentNotFoundError, locate_contents
+from megatron_longpo.data.tokenizer import ChatTokenizer, Encoding, Message
+
+
+class DropReason(enum.StrEnum):
+    """Why a record gives no pair. Records are dropped whole; nothing is ever cut."""
+
+    EMPTY_ANSWER = "empty_answer"
+    """An answer is blank."""
+    ANSWER_CUT_OFF = "answer_cut_off"
+    """The generation limit cut an answer (``metadata.turns[i].finish_reason_*`` is ``length``)."""
+    IDENTICAL_SIDES = "identical_sides"
+    """Chosen and rejected are the same tokens: no preference."""
+    LONG_SIDE_TOO_LONG = "long_side_too_long"
+    """A long chat has more than ``--seq-length`` tokens."""
+    SHORT_SIDE_TOO_LONG = "short_side_too_long"
+    """A short chat has more than ``--short-seq-length`` tokens."""
+    TEXT_CHANGED_BY_TEMPLATE = "text_changed_by_template"
+    """The template rewrites a message, so it cannot be located."""
+    CONTROL_TOKEN_IN_TEXT = "control_token_in_text"
+    """A document, question or answer spells a control token such as ``</s>``, which would be encoded as one."""
+    ANSWER_NOT_ON_TOKENS = "answer_not_on_tokens"
+    """An answer shares a token with the template's own text, or its tokens do not decode to it."""
+    NO_END_OF_TURN = "no_end_of_turn"
+    """The template puts no control token after an answer."""
+    LABELS_UNUSABLE = "labels_unusable"
+    """Imported data: labels that are not the tokens they stand on, no answer, or turns that do not match between sides."""
+
+
+class DroppedError(Exception):
+    """Raised for a record that gives no pair."""
+
+    def __init__(self, reason: DropReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthLimits:
+    """Longest chats, in tokens.
+
+    Attributes:
+        seq_length: of each long side.
+        short_seq_length: of each short side; None means no limit.
+    """
+
+    seq_length: int
+    short_seq_length: int | None = None
+
+    def check(self, pair: PreferencePair) -> None:
+        """Raise `DroppedError` for a pair with a side over its limit."""
+        if max(len(pair.chosen.input_ids), len(pair.rejected.input_ids)) > self.seq_length:
+            raise DroppedError(DropReason.LONG_SIDE_TOO_LONG)
+        longest = max(len(side.input_ids) for side in (*pair.short_chosen, *pair.short_rejected))
+        if self.short_seq_length is not None and longest > self.short_seq_length:
+            raise DroppedError(DropReason.SHORT_SIDE_TOO_LONG)
+
+
+def tokenize_record(record: PreferenceRecord, tokenizer: ChatTokenizer, limits: LengthLimits) -> PreferencePair:
+    """Turn a record into a pair.
+
+    Long side: one chat whose first user message is document, blank line, instruction, whose later ones are the instruction
+    alone, each followed by that side's answer. Short side: one chat a turn. Answers enter the template stripped.
+
+    Args:
+        record: the document.
+        tokenizer: renders and encodes.
+        limits: longest chats.
+
+    Returns:
+        The pair.
+
+    Raises:
+        DroppedError: with the reason.
+    """
+    if record.is_cut_off():
+        raise DroppedError(DropReason.ANSWER_CUT_OFF)
+    if any(not turn.chosen.strip() or not turn.rejected.strip() for turn in record.turns):
+        raise DroppedError(DropReason.EMPTY_ANSWER)
+    if all(turn.chosen.strip() == turn.rejected.strip() for turn in record.turns):
+        raise DroppedError(DropReason.IDENTICAL_SIDES)
+    chosen, content_spans = _tokenize_chat(tokenizer, _long_chat(record, "chosen"))
+    rejected, _ = _tokenize_chat(tokenizer, _long_chat(record, "rejected"))
+    short = {
+        side: tuple(_tokenize_chat(tokenizer, _short_chat(turn, side))[0] for turn in record.turns)
+        for side in ("chosen", "rejected")
+    }
+    pair = PreferencePair(record.document_id, chosen, rejected, content_spans, short["chosen"], short["rejected"])
+    if np.array_equal(chosen.input_ids, rejected.input_ids):
+        raise DroppedError(DropReason.IDENTICAL_SIDES)
+    limits.check(pair)
+    return pair
+
+
+def _long_chat(record: PreferenceRecord, side: str) -> list[Message]:
+    messages: list[Message] = []
+    for index, turn in enumerate(record.turns):
+        question = f"{record.long_context}\n\n{turn.instruction}" if index == 0 else turn.instruction
+        messages += _exchange(question, getattr(turn, side))
+    return messages
+
+
+def _short_chat(turn: Turn, side: str) -> list[Message]:
+    return _exchange(f"{turn.short_context}\n\n{turn.instruction}", getattr(turn, side))
+
+
+def _exchange(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip()}]
+
+
+def _tokenize_chat(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> tuple[Side, tuple[Span, ...]]:
+    """A chat's tokens with the spans of its answers, and the spans of all its contents (user text, answers with end)."""
+    text = tokenizer.render(messages)
+    try:
+        places = locate_contents(tokenizer, messages, text, range(len(messages)))
+    except ContentNotFoundError:
+        raise DroppedError(DropReason.TEXT_CHANGED_BY_TEMPLATE) from None
+    encoding = tokenizer.encode(text)
+    spans = []
+    for message, (start, end) in zip(messages, places, strict=True):
+        span = token_span(encoding, start, end)
+        if np.isin(encoding.ids[slice(*span)], list(tokenizer.control_ids)).any():
+            raise DroppedError(DropReason.CONTROL_TOKEN_IN_TEXT)
+        if message["role"] == "assistant":
+            _check_answer(tokenizer, encoding, text, (start, end), span)
+            span = span[0], _end_of_turn(tokenizer, encoding, span[1], text, end)
+        spans.append(span)
+    answers = tuple(span for message, span in zip(messages, spans, strict=True) if message["role"] == "assistant")
+    return Side(encoding.ids, answers), tuple(spans)
+
+
+def token_span(encoding: Encoding, start: int, end: int) -> Span:
+    """The tokens that cover any of the characters ``[start, end)``."""
+    first = int(np.searchsorted(encoding.ends, start, side="right"))
+    last = int(np.searchsorted(encoding.starts, end, side="left"))
+    return first, last
+
+
+def _check_answer(tokenizer: ChatTokenizer, encoding: Encoding, text: str, place: Span, span: Span) -> None:
+    """An answer's tokens must hold nothing but the answer and white space, and must decode to it."""
+    outside = text[encoding.starts[span[0]] : place[0]] + text[place[1] : encoding.ends[span[1] - 1]]
+    decoded = tokenizer.decode(encoding.ids[slice(*span)])
+    if outside.strip() or _canonical(decoded) != _canonical(text[slice(*place)]):
+        raise DroppedError(DropReason.ANSWER_NOT_ON_TOKENS)
+
+
+def _canonical(text: str) -> str:
+    """Some tokenizers compose characters (Qwen: NFC), which is no change of text."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _end_of_turn(tokenizer: ChatTokenizer, encoding: Encoding, after: int, text: str, end: int) -> int:
+    """One past the control token that ends the answer; some templates put a space before it, which then belongs to it."""
+    for index in range(after, len(encoding.ids)):
+        if encoding.ids[index] in tokenizer.control_ids:
+            return index + 1
+        if text[end : encoding.ends[index]].strip():
+            break
+    raise DroppedError(DropReason.NO_END_OF_TURN)

@@ -1,0 +1,152 @@
+"""Small tokenizers, records and datasets for tests; everything is made here, nothing is downloaded."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from megatron_longpo.data.dataset import PreferenceDataset
+from megatron_longpo.data.preprocess import PreprocessOptions, preprocess
+from megatron_longpo.data.record import PreferenceRecord, Turn
+from megatron_longpo.data.tokenizer import TokenizerSpec
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "for",
+    "it",
+    "as",
+    "with",
+    "on",
+    "by",
+    "from",
+    "at",
+    "which",
+    "river",
+    "stone",
+    "engine",
+    "letter",
+    "garden",
+    "winter",
+    "captain",
+    "harbour",
+    "number",
+    "history",
+    "machine",
+    "question",
+    "answer",
+    "because",
+    "however",
+    "early",
+    "later",
+    "found",
+    "made",
+    "carried",
+    "turned",
+    "light",
+    "water",
+    "green",
+    "old",
+)
+
+
+def make_tokenizer(
+    folder: str | Path,
+    vocab_size: int = 512,
+    template: str = CHATML_TEMPLATE,
+    special_tokens: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    bos_token: str = "<|endoftext|>",
+    eos_token: str = "<|im_end|>",
+) -> Path:
+    """Write a Hugging Face tokenizer folder: byte-level BPE trained on made-up text, with a chat template.
+
+    ``special_tokens`` have the first ids, in their order; the vocabulary has at most ``vocab_size`` entries (at least 256 and
+    the special tokens).
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rng = random.Random(0)
+    tokenizer.train_from_iterator([make_text(rng, 200) for _ in range(20)], trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos_token, eos_token=eos_token, pad_token=special_tokens[0]
+    )
+    wrapped.chat_template = template
+    wrapped.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_text(rng: random.Random, num_words: int) -> str:
+    """Sentences of random words."""
+    words = [rng.choice(WORDS) for _ in range(num_words)]
+    for i in range(0, num_words, 11):
+        words[i] = words[i].capitalize()
+    for i in range(10, num_words, 11):
+        words[i] += "."
+    return " ".join(words)
+
+
+def make_record(rng: random.Random, document_id: str, num_turns: int, num_words: int = 120) -> PreferenceRecord:
+    """A random document; each turn's short context is a part of it."""
+    text = make_text(rng, num_words)
+    turns = []
+    for _ in range(num_turns):
+        start = rng.randrange(len(text) // 2)
+        answers = [make_text(rng, rng.randrange(3, 15)) for _ in range(2)]
+        turns.append(Turn(text[start : start + len(text) // 4], f"Tell me: {make_text(rng, 6)}?", answers[0], answers[1]))
+    return PreferenceRecord(document_id, text, tuple(turns), {})
+
+
+def make_records(path: str | Path, num_documents: int, num_turns: int, seed: int = 0, num_words: int = 120) -> Path:
+    """Write a JSON Lines file of random documents."""
+    rng = random.Random(seed)
+    records = [make_record(rng, f"document-{i}", num_turns, num_words) for i in range(num_documents)]
+    Path(path).write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
+    return Path(path)
+
+
+def make_dataset(
+    prefix: str | Path,
+    num_documents: int = 4,
+    num_turns: int = 2,
+    seed: int = 0,
+    vocab_size: int = 512,
+    num_words: int = 120,
+    seq_length: int = 4096,
+    tokenizer: str | Path | None = None,
+) -> PreferenceDataset:
+    """Make a tokenised dataset at ``prefix``, through the product's own preprocessing.
+
+    The records go to ``PREFIX.jsonl``; the tokenizer, unless one is given, to ``PREFIX-tokenizer/``.
+    """
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    records = make_records(f"{prefix}.jsonl", num_documents, num_turns, seed, num_words)
+    folder = Path(tokenizer) if tokenizer else make_tokenizer(f"{prefix}-tokenizer", vocab_size)
+    preprocess(
+        PreprocessOptions(
+            inputs=(str(records),), output_prefix=str(prefix), tokenizer=TokenizerSpec(str(folder)), seq_length=seq_length
+        )
+    )
+    return PreferenceDataset(str(prefix))

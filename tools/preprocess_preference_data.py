@@ -1,0 +1,113 @@
+r"""Turn preference pairs (JSON Lines) into a tokenised dataset: PREFIX.bin, PREFIX.idx and the manifest PREFIX.json.
+
+One line of the input is one document:
+
+  {"document_id": "...", "long_context": "...", "metadata": {},
+   "turns": [{"short_context": "...", "instruction": "...", "chosen": "...", "rejected": "..."}]}
+
+For example:
+
+  python tools/preprocess_preference_data.py --input pairs.jsonl --output-prefix data/pairs \
+      --tokenizer-model models/SmolLM2-135M-Instruct --seq-length 8192 --workers 8
+
+Records that cannot be used are dropped whole and counted by reason; nothing is ever cut. An interrupted run goes on when the
+command is repeated, and a finished one is left as it is. docs/data-format.md describes both formats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from megatron_longpo.utils.errors import UserError, run_command
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="JSON Lines files; or tokenised LongPO data")
+    parser.add_argument(
+        "--input-format",
+        choices=("jsonl", "longpo-tokenized"),
+        default="jsonl",
+        help="longpo-tokenized: the published tokenised LongPO data sets, as parquet files, folders of them, or "
+        "folders written by datasets' save_to_disk; their spans are those of their labels (default: jsonl)",
+    )
+    parser.add_argument("--output-prefix", required=True, metavar="PREFIX", help="path of the dataset, without suffix")
+    parser.add_argument(
+        "--tokenizer-model",
+        metavar="PATH",
+        help="Hugging Face folder, or a bare sentencepiece model; optional for longpo-tokenized, where it is recorded",
+    )
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="Jinja2 chat template; needed with a sentencepiece model (default: the tokenizer's own)",
+    )
+    parser.add_argument(
+        "--chat-template-arguments",
+        metavar="JSON",
+        default="{}",
+        help="further variables for the template, for example '{\"enable_thinking\": false}'",
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code from the tokenizer's folder")
+    parser.add_argument("--seq-length", type=int, required=True, help="drop pairs with a long side of more tokens")
+    parser.add_argument("--short-seq-length", type=int, help="drop pairs with a short side of more tokens (default: no limit)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes; the result does not depend on it (default: all cores)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace another dataset at the prefix")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = parse_arguments()
+    for name in ("seq_length", "short_seq_length", "workers"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+    from megatron_longpo.data.preprocess import PreprocessOptions, preprocess
+    from megatron_longpo.data.report import summary_lines
+    from megatron_longpo.data.tokenizer import TokenizerSpec
+
+    tokenizer = None
+    if arguments.tokenizer_model:
+        template = read_template(arguments.chat_template)
+        tokenizer = TokenizerSpec(
+            arguments.tokenizer_model, template, arguments.chat_template_arguments, arguments.trust_remote_code
+        )
+    manifest, worked = preprocess(
+        PreprocessOptions(
+            inputs=tuple(arguments.input),
+            output_prefix=arguments.output_prefix,
+            tokenizer=tokenizer,
+            seq_length=arguments.seq_length,
+            short_seq_length=arguments.short_seq_length,
+            input_format=arguments.input_format,
+            workers=arguments.workers,
+            overwrite=arguments.overwrite,
+        )
+    )
+    print(
+        f"{arguments.output_prefix}: " + ("written" if worked else "is there already, made from the same inputs; nothing to do")
+    )
+    print("\n".join(summary_lines(manifest)))
+
+
+def read_template(path: str | None) -> str | None:
+    """The text of a template file."""
+    try:
+        return Path(path).read_text(encoding="utf-8") if path else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat-template {path}: cannot be read ({error})") from None
+
+
+if __name__ == "__main__":
+    run_command(main)
