@@ -115,19 +115,22 @@ def split_well_formed(config: RunConfig, world_size: int) -> Iterator[str]:
 
 def processes_fit(config: RunConfig, world_size: int) -> Iterator[str]:
     """The processes divide into replicas, and the global batch into their micro-batches."""
-    problems = world_problems(config.parallel, world_size)
-    yield from problems
-    size = config.training.micro_batch_size
-    if problems or size < 1:
+    parallel, size = config.parallel, config.training.micro_batch_size
+    axes = (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.context_parallel_size)
+    if min(*axes, size) < 1:
+        return  # told by `numbers_in_range`
+    problems = world_problems(parallel, world_size)
+    if problems:
+        yield from problems
         return
-    replicas, batch = data_parallel_size(config.parallel, world_size), config.training.global_batch_size
+    replicas, batch = data_parallel_size(parallel, world_size), config.training.global_batch_size
     if batch % (size * replicas):
         yield (
             f"--global-batch-size {batch} is not a multiple of --micro-batch-size x data-parallel size = {size} x {replicas};"
             f" the next that is: {math.ceil(batch / (size * replicas)) * size * replicas}"
         )
-    elif config.parallel.num_layers_per_virtual_pipeline_stage is not None:
-        stages, rounds = config.parallel.pipeline_model_parallel_size, batch // (size * replicas)
+    elif parallel.num_layers_per_virtual_pipeline_stage is not None:
+        stages, rounds = parallel.pipeline_model_parallel_size, batch // (size * replicas)
         if rounds % stages:
             following = math.ceil(rounds / stages) * stages * size * replicas
             yield (
