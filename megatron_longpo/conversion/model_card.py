@@ -1,0 +1,48 @@
+"""The README.md of an exported model: what it is, and no more than is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_longpo.conversion.record import ModelRecord
+
+_TRAINED = """\
+This model was trained with [LongPO](https://arxiv.org/abs/2502.13922) (short-to-long preference optimisation) by
+megatron_longpo, starting from `{base}`. Nothing here says how good it is: evaluate it before use.
+"""
+_CONVERTED = """\
+These are the weights of `{base}` after a round trip through megatron_longpo's native checkpoint format. They were not trained.
+"""
+
+
+def model_card(record: ModelRecord, dtype: str, weights_sha256: str) -> str:
+    """Write the card of a checkpoint exported in ``dtype`` with fingerprint ``weights_sha256``."""
+    base = Path(record.source).name
+    architecture = record.architecture
+    scaling = architecture.rope_scaling
+    rows = {
+        "Architecture": f"{architecture.family}, {architecture.num_layers} layers, hidden size {architecture.hidden_size}",
+        "RoPE base": f"{architecture.rotary_base:g}",
+        "RoPE scaling": f"{scaling.kind}, factor {scaling.factor:g}" if scaling else "none",
+        "max_position_embeddings": architecture.max_position_embeddings,
+        "Stored as": dtype,
+        "Weights (SHA-256)": f"`{weights_sha256}`",
+    }
+    if record.base_weights_sha256:
+        rows["Base weights (SHA-256)"] = f"`{record.base_weights_sha256}`"
+    text = _TRAINED if record.base_weights_sha256 else _CONVERTED
+    tags = "tags:\n- longpo\n- long-context\n" if record.base_weights_sha256 else ""
+    sections = [
+        f"---\nlibrary_name: transformers\n{tags}---\n# {base}{' (LongPO)' if tags else ''}\n",
+        text.format(base=base),
+        _table("Model", rows),
+    ]
+    if record.training:
+        sections.append(_table("Training", record.training))
+    sections.append("The terms of the base model apply to these weights.\n")
+    return "\n".join(sections)
+
+
+def _table(title: str, rows: dict[str, object]) -> str:
+    lines = [f"## {title}", "", "| | |", "|---|---|"]
+    return "\n".join(lines + [f"| {label} | {value} |" for label, value in rows.items()]) + "\n"
