@@ -59,6 +59,11 @@ class PreferenceDataset:
         prefix = int(self._pairs.sequence(index, 0)[2])
         return self._pairs.sequence_length(index, 1), prefix + self._pairs.sequence_length(index, 2)
 
+    def num_turns(self, index: int) -> int:
+        """Turns of pair ``index``, from the index alone: header, two long sides, and two short ones a turn."""
+        self._check_index(index)
+        return (self._pairs.num_sequences(index) - 3) // 2
+
     def shared_prefix_length(self, index: int) -> int:
         """Tokens that the two long sides of pair ``index`` share at their start."""
         self._check_index(index)

@@ -45,6 +45,11 @@ class IndexedPairs:
         """Its length, from the index alone."""
         return int(self._dataset.sequence_lengths[self._bounds(index)[0] + which])
 
+    def num_sequences(self, index: int) -> int:
+        """Number of sequences of pair ``index``, from the index alone."""
+        first, last = self._bounds(index)
+        return last - first
+
     def _bounds(self, index: int) -> tuple[int, int]:
         bounds = self._dataset.document_indices
         return int(bounds[index]), int(bounds[index + 1])

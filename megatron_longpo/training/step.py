@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,16 +25,17 @@ from megatron_longpo.reference.scoring import policy_sums, run_schedule
 
 
 class NonFiniteLossError(RuntimeError):
-    """The objective of some pairs is not finite.
+    """The objective or the gradient of some pairs is not finite.
 
     Attributes:
         samples: (dataset, index) of the pairs.
+        what: which of the two.
     """
 
-    def __init__(self, samples: list[tuple[int, int]]) -> None:
+    def __init__(self, samples: list[tuple[int, int]], what: str) -> None:
         """Take the offending pairs."""
-        super().__init__(f"non-finite objective of pairs {samples}")
-        self.samples = samples
+        super().__init__(f"{what} of pairs {samples} is not finite")
+        self.samples, self.what = samples, what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,7 @@ def reduce_reports(reported: list[dict[str, Any]], context: StepContext) -> dict
     state, device = context.state, cpu_backend.device()
     bad = [sample for report in reported for sample in report["bad"]]
     if any_rank(bool(bad), device):
-        raise NonFiniteLossError(sorted({sample for found in gather_objects(bad) for sample in found}))
+        raise NonFiniteLossError(sorted({sample for found in gather_objects(bad) for sample in found}), "the objective")
     totals = torch.zeros(len(metric_names(context.max_turns)), 2, dtype=torch.float64, device=device)
     for report in reported:
         totals += report["metrics"]
@@ -145,7 +147,7 @@ def train_step(
         Metrics of the global batch and ``grad_norm``, the norm of the whole gradient before clipping.
 
     Raises:
-        NonFiniteLossError: before the update, so that weights stay as they were.
+        NonFiniteLossError: on every rank; before the update where the objective itself is not finite.
 
     Parallel: every group.
     """
@@ -154,5 +156,8 @@ def train_step(
     optimizer.zero_grad()
     metrics = run_batches(model, batches, context, forward_only=False)
     _, grad_norm, _ = optimizer.step()
+    if not math.isfinite(grad_norm):
+        mine = {tuple(sample) for batch in batches for sample in batch.whole.sample_ids.tolist()}
+        raise NonFiniteLossError(sorted(set().union(*gather_objects(mine))), "the gradient")
     metrics["grad_norm"] = float(grad_norm)
     return metrics

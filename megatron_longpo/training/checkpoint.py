@@ -1,0 +1,188 @@
+"""Native checkpoints: Megatron-Core's distributed format, written so that a kill at any instant leaves the last whole one loadable.
+
+A checkpoint is written under a temporary name and renamed when whole; the tracker file is replaced after that, old checkpoints are deleted
+last. Anything that a killed run left under a temporary name is removed by the next save.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from megatron_longpo.conversion.record import RELEASE, TRACKER_FILE, ModelRecord, copy_assets, find_iteration, sync_folder, write_text
+from megatron_longpo.conversion.safe_metadata import check_metadata, read_metadata
+from megatron_longpo.models.gpt import LogProbGPTModel
+from megatron_longpo.parallel.state import ParallelState
+from megatron_longpo.training.optimizer_state import after_load, before_load, sharded_state
+from megatron_longpo.utils.errors import UserError
+
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What of the progress must survive a restart. Learning rate and data order are functions of it.
+
+    Attributes:
+        iteration: finished iterations.
+        consumed_samples: pairs drawn from the global stream.
+    """
+
+    iteration: int = 0
+    consumed_samples: int = 0
+
+
+def model_state(model: Sequence[LogProbGPTModel]) -> dict[str, Any]:
+    """Sharded state of this rank's model chunks, by chunk."""
+    if len(model) == 1:
+        return {"model": model[0].sharded_state_dict()}
+    return {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(model)}
+
+
+def load_weights(model: Sequence[LogProbGPTModel], path: str) -> None:
+    """Load weights from a native checkpoint of any layout.
+
+    Raises:
+        UserError: if there is none, or it would run code.
+
+    Parallel: all ranks; each reads its shards.
+    """
+    folder = find_iteration(Path(path))
+    check_metadata(folder)
+    loaded = dist_checkpointing.load(model_state(model), str(folder))
+    _load_model(model, loaded)
+
+
+def _load_model(model: Sequence[LogProbGPTModel], loaded: dict[str, Any]) -> None:
+    for index, chunk in enumerate(model):
+        chunk.load_state_dict(loaded["model" if len(model) == 1 else f"model{index}"])
+
+
+def _random_state(state: ParallelState) -> ShardedObject:
+    """Random states of this model-parallel position: the generator's and the tracker's. The key names the sizes, so that another
+    layout, to which these states mean nothing, does not find them."""
+    position = (state.pp_group.rank(), state.tp_group.rank())
+    sizes = (state.pp_group.size(), state.tp_group.size())
+    states = {"torch": torch.get_rng_state(), "tracker": dict(get_cuda_rng_tracker().get_states())}
+    return ShardedObject(f"rng_pp{sizes[0]}_tp{sizes[1]}", states, sizes, position, replica_id=state.dp_cp_group.rank())
+
+
+class Checkpointer:
+    """Saves and loads everything that a run needs to go on."""
+
+    def __init__(
+        self, model: Sequence[DistributedDataParallel], optimizer: Any, state: ParallelState, record: ModelRecord, config_text: str
+    ) -> None:
+        """Take what is saved.
+
+        Args:
+            model: wrapped model chunks.
+            optimizer: Megatron-Core optimizer over them.
+            state: groups.
+            record: model record that goes into each checkpoint.
+            config_text: the resolved configuration, as JSON.
+        """
+        self._chunks: list[LogProbGPTModel] = [chunk.module for chunk in model]
+        self._optimizer, self._state, self._record, self._config = optimizer, state, record, config_text
+
+    def save(self, directory: str, train_state: TrainState, assets_from: str, keep: int | None = None) -> Path:
+        """Write a checkpoint and point the tracker at it.
+
+        Args:
+            directory: where checkpoints lie.
+            train_state: progress.
+            assets_from: checkpoint directory whose ``hf/`` (tokenizer, templates) goes along.
+            keep: number of newest checkpoints to keep; None keeps all.
+
+        Returns:
+            The checkpoint's folder.
+
+        Parallel: all ranks.
+        """
+        root, name = Path(directory), f"iter_{train_state.iteration:07d}"
+        partial = root / f".saving-{name}"
+        if dist.get_rank() == 0:
+            root.mkdir(parents=True, exist_ok=True)
+            for left_over in root.glob(".saving-*"):
+                shutil.rmtree(left_over)
+            partial.mkdir()
+        dist.barrier()
+        dist_checkpointing.save(self._state_dict(train_state, is_loading=False), str(partial))
+        dist.barrier()
+        if dist.get_rank() == 0:
+            self._record.write(partial)
+            write_text(partial / CONFIG_FILE, self._config)
+            copy_assets(Path(assets_from), root)
+            _publish(root, partial, name, train_state.iteration, keep)
+        dist.barrier()
+        return root / name
+
+    def _state_dict(self, train_state: TrainState, *, is_loading: bool) -> dict[str, Any]:
+        sharded = model_state(self._chunks)
+        if is_loading:
+            before_load(self._optimizer)
+        optimizer = sharded_state(self._optimizer, sharded, is_loading=is_loading)
+        progress = {"train_state": dataclasses.asdict(train_state)} if not is_loading else {}
+        return {**sharded, "optimizer": optimizer, "rng": _random_state(self._state), **progress}
+
+    def load(self, directory: str) -> TrainState:
+        """Load the checkpoint that the tracker names, written in any layout.
+
+        Returns:
+            The progress to go on from.
+
+        Raises:
+            UserError: if it is not whole or would run code.
+
+        Parallel: all ranks.
+        """
+        folder = find_iteration(Path(directory))
+        check_metadata(folder)
+        wanted = self._state_dict(TrainState(), is_loading=True)
+        if not any(key.startswith(wanted["rng"].key + "/") for key in read_metadata(folder).state_dict_metadata):
+            del wanted["rng"]  # written in another layout
+        loaded = dist_checkpointing.load(wanted, str(folder))
+        _load_model(self._chunks, loaded)
+        self._optimizer.load_state_dict(loaded["optimizer"])
+        after_load(self._optimizer)
+        if "rng" in loaded:
+            torch.set_rng_state(loaded["rng"]["torch"])
+            get_cuda_rng_tracker().set_states(loaded["rng"]["tracker"])
+        return TrainState(**loaded["train_state"])
+
+
+def _publish(root: Path, partial: Path, name: str, iteration: int, keep: int | None) -> None:
+    for file in partial.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    sync_folder(partial)
+    if (root / name).exists():  # written by an earlier run that was rolled back
+        shutil.rmtree(root / name)
+    partial.rename(root / name)
+    sync_folder(root)
+    write_text(root / TRACKER_FILE, str(iteration))
+    sync_folder(root)
+    if keep:
+        for old in sorted(root.glob("iter_*"))[:-keep]:
+            shutil.rmtree(old)
+
+
+def has_checkpoint(directory: str | None) -> bool:
+    """Whether a directory holds a training checkpoint to resume from."""
+    if directory is None or not (Path(directory) / TRACKER_FILE).exists():
+        return False
+    if (Path(directory) / TRACKER_FILE).read_text(encoding="utf-8").strip() == RELEASE:
+        raise UserError(f"{directory}: holds converted weights without training state; give it as --pretrained-checkpoint, not as --load")
+    return True
+

@@ -1,0 +1,161 @@
+"""The training loop: step, validate, log, save, stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import signal
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_longpo.config.schema import RunConfig
+from megatron_longpo.data.loader import rank_batches
+from megatron_longpo.data.sampler import PreferenceBatchSampler
+from megatron_longpo.parallel import cpu_backend
+from megatron_longpo.parallel.collectives import any_rank
+from megatron_longpo.training.checkpoint import Checkpointer, TrainState
+from megatron_longpo.training.data import RunData, packing_options
+from megatron_longpo.training.logs import RunLog, peak_memory_bytes
+from megatron_longpo.training.optimizer import Schedule
+from megatron_longpo.training.reference import RunReference
+from megatron_longpo.training.step import NonFiniteLossError, StepContext, train_step
+from megatron_longpo.training.validation import evaluate
+from megatron_longpo.utils.errors import UserError
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGUSR1 (a scheduler's warning), so that the loop can save at the end of the iteration."""
+
+    def __init__(self) -> None:
+        """Install the handlers."""
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.received = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that the loop works with.
+
+    Attributes:
+        config: the resolved configuration.
+        model: wrapped model chunks.
+        optimizer: Megatron-Core optimizer.
+        schedule: learning rate by iteration.
+        data: pairs.
+        reference: reference log-probs.
+        checkpointer: saves.
+        context: what every step has in common.
+        train_iters: iterations of the whole training.
+    """
+
+    config: RunConfig
+    model: Sequence[DistributedDataParallel]
+    optimizer: Any
+    schedule: Schedule
+    data: RunData
+    reference: RunReference
+    checkpointer: Checkpointer
+    context: StepContext
+    train_iters: int
+
+
+def train(run: Run, train_state: TrainState, log: RunLog) -> TrainState:
+    """Train from ``train_state`` to the end, or until a signal asks to stop.
+
+    Returns:
+        The progress that was reached.
+
+    Raises:
+        UserError: if an objective or a gradient is not finite, naming the documents; nothing is saved then.
+    """
+    stop = StopRequest()
+    saved_at = train_state.iteration
+    micro_batches = run.data.micro_batches(_sampler(run, train_state))
+    while train_state.iteration < run.train_iters and not any_rank(stop.received, cpu_backend.device()):
+        iteration = train_state.iteration + 1
+        metrics = _iterate(run, micro_batches, iteration)
+        train_state = TrainState(iteration, train_state.consumed_samples + run.context.global_batch_size)
+        metrics |= _validate(run, iteration)
+        log.write(iteration, {"consumed_samples": train_state.consumed_samples, **metrics})
+        if _due(run.config.checkpoint.save_interval, iteration):
+            saved_at = _save(run, train_state, log)
+    if train_state.iteration > saved_at:
+        _save(run, train_state, log)
+    return train_state
+
+
+def _sampler(run: Run, train_state: TrainState) -> PreferenceBatchSampler:
+    group = run.context.state.dp_group
+    batch_size = run.context.global_batch_size
+    left = run.train_iters - train_state.iteration
+    return PreferenceBatchSampler(
+        run.data.stream,
+        batch_size,
+        run.config.training.micro_batch_size,
+        group.rank(),
+        group.size(),
+        train_state.consumed_samples,
+        train_state.consumed_samples + left * batch_size,
+    )
+
+
+def _iterate(run: Run, micro_batches: Any, iteration: int) -> dict[str, Any]:
+    started = time.monotonic()
+    state = run.context.state
+    count = run.context.global_batch_size // (run.config.training.micro_batch_size * state.dp_group.size())
+    samples = list(itertools.islice(micro_batches, count))
+    options = packing_options(run.config, state)
+    batches = list(rank_batches(samples, run.data.datasets, run.reference.source(samples), options, state))
+    rate = run.schedule.apply(run.optimizer, iteration)
+    try:
+        metrics = train_step(run.model, run.optimizer, batches, run.context)
+    except NonFiniteLossError as error:
+        raise UserError(_non_finite(run, iteration, error)) from None
+    rows = torch.tensor([sum(batch.packed.length for batch in batches)], dtype=torch.float64, device=cpu_backend.device())
+    worst = torch.tensor([time.monotonic() - started, float(peak_memory_bytes())], dtype=torch.float64, device=cpu_backend.device())
+    dist.all_reduce(rows, group=state.dp_group)
+    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    seconds, memory = worst.tolist()
+    speed = {"seconds": seconds, "tokens_per_second": rows.item() / seconds, "peak_memory_bytes": int(memory)}
+    return {**metrics, "learning_rate": rate, **speed}
+
+
+def _non_finite(run: Run, iteration: int, error: NonFiniteLossError) -> str:
+    names = [f"{run.data.datasets[d].document_id(i)} (pair {i} of {run.data.datasets[d].prefix})" for d, i in error.samples]
+    return (
+        f"iteration {iteration}: {error.what} is not finite for documents {', '.join(names)}; nothing was updated or saved. "
+        "Lower --lr, or look at the documents with tools/inspect_preference_data.py"
+    )
+
+
+def _due(interval: int | None, iteration: int) -> bool:
+    return interval is not None and iteration % interval == 0
+
+
+def _validate(run: Run, iteration: int) -> dict[str, float]:
+    training = run.config.training
+    if not _due(training.eval_interval, iteration):
+        return {}
+    limit = None if training.eval_iters is None else training.eval_iters * training.global_batch_size
+    metrics = evaluate(run.model, run.data.validation[:limit], run.config, run.data, run.reference, run.context)
+    return {f"validation/{name}": value for name, value in metrics.items()}
+
+
+def _save(run: Run, train_state: TrainState, log: RunLog) -> int:
+    checkpoint = run.config.checkpoint
+    if checkpoint.save:
+        assets = run.config.model.pretrained_checkpoint
+        assert assets is not None
+        folder = run.checkpointer.save(checkpoint.save, train_state, assets, checkpoint.keep_checkpoints)
+        log.say(f"saved {folder}")
+    return train_state.iteration

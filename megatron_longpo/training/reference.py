@@ -1,0 +1,51 @@
+"""Which source of reference log-probs a run uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_longpo.config.schema import RunConfig
+from megatron_longpo.data.loader import ComputedReference, ReferenceSource, SampleId
+from megatron_longpo.parallel.state import ParallelState
+from megatron_longpo.reference.cache import CachedReference, ReferenceCache
+from megatron_longpo.reference.live import reference_logps
+from megatron_longpo.training.data import RunData
+from megatron_longpo.training.pretrained import build_frozen_model, read_record, reference_fingerprint, with_rotary_base
+
+
+class RunReference:
+    """Reference log-probs for the micro-batches of an iteration: cached, live, or none where the objective needs none."""
+
+    def __init__(self, config: RunConfig, data: RunData, state: ParallelState) -> None:
+        """Open the caches, or load the frozen model.
+
+        Raises:
+            UserError: if a cache is absent, incomplete, not finite, or was computed from something else.
+        """
+        self._data, self._state, self._context = data, state, config.reference.reference_context
+        self._cached: CachedReference | None = None
+        self._model = None
+        if not config.objective.preference_weight:
+            return
+        checkpoint = config.reference.reference_checkpoint or config.model.pretrained_checkpoint
+        assert checkpoint is not None
+        record = read_record(checkpoint)
+        architecture = with_rotary_base(record.architecture, config.reference.reference_rotary_base)
+        if config.reference.reference == "live":
+            self._model = build_frozen_model(architecture, checkpoint, config.parallel, config.training, state)
+            return
+        expected = [
+            reference_fingerprint(dataset, record, checkpoint, architecture, self._context, config.training) for dataset in data.datasets
+        ]
+        caches = [ReferenceCache.load(dataset.prefix, part) for dataset, part in zip(data.datasets, expected, strict=True)]
+        self._cached = CachedReference(caches)
+
+    def source(self, micro_batches: Sequence[Sequence[SampleId]]) -> ReferenceSource | None:
+        """The source for this rank's micro-batches; a live reference scores them now.
+
+        Parallel: live: all groups but the data-parallel one.
+        """
+        if self._model is None:
+            return self._cached
+        samples = sorted({sample for samples in micro_batches for sample in samples})
+        return ComputedReference(reference_logps(self._model, samples, self._data.datasets, self._context, self._state))

@@ -1,0 +1,115 @@
+"""From a configuration to a trained model: the stages of a run in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_longpo.config.cli import dump_config
+from megatron_longpo.config.layout import check_layout
+from megatron_longpo.config.schema import RunConfig
+from megatron_longpo.conversion.record import ModelRecord
+from megatron_longpo.models.architecture import ModelArchitecture
+from megatron_longpo.models.gpt import build_model
+from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
+from megatron_longpo.parallel import state as parallel_state
+from megatron_longpo.parallel.state import ParallelState
+from megatron_longpo.training.checkpoint import Checkpointer, TrainState, has_checkpoint, load_weights
+from megatron_longpo.training.data import RunData, open_data, total_train_samples
+from megatron_longpo.training.logs import RunLog
+from megatron_longpo.training.loop import Run, train
+from megatron_longpo.training.optimizer import Schedule, build_optimizer
+from megatron_longpo.training.pretrained import check_precision, read_record
+from megatron_longpo.training.reference import RunReference
+from megatron_longpo.training.step import StepContext, wrap_data_parallel
+
+
+def pretrain(config: RunConfig) -> TrainState:
+    """Run a whole training.
+
+    Returns:
+        The progress that was reached: less than asked for if a signal stopped the run.
+
+    Raises:
+        UserError: if anything given does not fit; before a model is built wherever that can be known.
+    """
+    assert config.model.pretrained_checkpoint is not None
+    record = read_record(config.model.pretrained_checkpoint)
+    architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
+    check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", 1)))
+    check_precision(config.training)
+    data = open_data(config.data, config.training.seed, architecture)
+    state = parallel_state.initialize(
+        config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel)
+    )
+    try:
+        return _pretrain(config, record, architecture, data, state)
+    finally:
+        parallel_state.destroy()
+
+
+def _pretrain(
+    config: RunConfig, record: ModelRecord, architecture: ModelArchitecture, data: RunData, state: ParallelState
+) -> TrainState:
+    if config.training.deterministic_mode:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    reference = RunReference(config, data, state)
+    train_iters = total_train_samples(config, data) // config.training.global_batch_size
+    resuming = has_checkpoint(config.checkpoint.load)
+    model = wrap_data_parallel(_initial_model(config, architecture, state, resuming=resuming), config)
+    optimizer = build_optimizer(config, model)
+    trained = record.after_training(architecture, describe_training(config, train_iters))
+    checkpointer = Checkpointer(model, optimizer, state, trained, dump_config(config))
+    assert config.checkpoint.load is not None or not resuming
+    train_state = checkpointer.load(str(config.checkpoint.load)) if resuming else TrainState()
+    log = RunLog(config, train_iters, train_state.iteration + 1, is_writer=state.rank == 0)
+    log.say(_opening(config, architecture, state, model, data, train_state))
+    context = StepContext(config.objective, config.training.global_batch_size, data.max_turns, state)
+    schedule = Schedule(config.optimizer, train_iters)
+    run = Run(config, model, optimizer, schedule, data, reference, checkpointer, context, train_iters)
+    try:
+        return train(run, train_state, log)
+    finally:
+        log.close()
+
+
+def _initial_model(config: RunConfig, architecture: ModelArchitecture, state: ParallelState, *, resuming: bool) -> Any:
+    model = build_model(architecture, config.parallel, config.training, state)
+    if not resuming and not config.model.random_init:
+        load_weights(model, str(config.model.pretrained_checkpoint))
+    return model
+
+
+def describe_training(config: RunConfig, train_iters: int) -> dict[str, Any]:
+    """What the model card tells about a training."""
+    objective, optimizer = config.objective, config.optimizer
+    return {
+        "beta": objective.beta,
+        "preference weight": objective.preference_weight,
+        "NLL weight": objective.nll_weight,
+        "NLL scope": objective.nll_scope,
+        "reference context": config.reference.reference_context,
+        "optimizer": optimizer.optimizer,
+        "peak learning rate": optimizer.lr,
+        "iterations": train_iters,
+        "global batch size": config.training.global_batch_size,
+        "sequence length": config.data.seq_length,
+    }
+
+
+def _opening(
+    config: RunConfig, architecture: ModelArchitecture, state: ParallelState, model: Sequence[DistributedDataParallel], data: RunData,
+    train_state: TrainState,
+) -> str:  # fmt: skip
+    parallel = config.parallel
+    here = sum(parameter.numel() for chunk in model for parameter in chunk.parameters())
+    start = f"resuming after iteration {train_state.iteration}" if train_state.iteration else f"from {config.model.pretrained_checkpoint}"
+    return (
+        f"{architecture.family}, {here:,} parameters on this rank, RoPE base {architecture.rotary_base:g} | "
+        f"tp {parallel.tensor_model_parallel_size} cp {parallel.context_parallel_size} pp {parallel.pipeline_model_parallel_size} "
+        f"dp {state.dp_group.size()} | {sum(len(dataset) for dataset in data.datasets)} pairs, {len(data.validation)} held out | {start}"
+    )
