@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from megatron_longpo.utils.errors import UserError, run_command
 
@@ -75,7 +74,7 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
     from megatron_longpo.data.preprocess import PreprocessOptions, preprocess
     from megatron_longpo.data.report import summary_lines
-    from megatron_longpo.data.tokenizer import TokenizerSpec
+    from megatron_longpo.data.tokenizer import TokenizerSpec, read_template
 
     tokenizer = None
     if arguments.tokenizer_model:
@@ -99,14 +98,6 @@ def main() -> None:
         f"{arguments.output_prefix}: " + ("written" if worked else "is there already, made from the same inputs; nothing to do")
     )
     print("\n".join(summary_lines(manifest)))
-
-
-def read_template(path: str | None) -> str | None:
-    """The text of a template file."""
-    try:
-        return Path(path).read_text(encoding="utf-8") if path else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--chat-template {path}: cannot be read ({error})") from None
 
 
 if __name__ == "__main__":

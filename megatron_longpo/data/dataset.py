@@ -34,6 +34,7 @@ class PreferenceDataset:
             )
 
     def __len__(self) -> int:
+        """Number of pairs."""
         return self.manifest.num_pairs
 
     def __getitem__(self, index: int) -> PreferencePair:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ ROWS_PER_UNIT = 32
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedUnit:
-    """Some rows of one parquet file, or of a saved data set.
+    """Some rows of one file.
 
     Attributes:
-        path: the file, or the folder.
+        path: a parquet file, or an arrow file of a saved data set.
         name: what document ids begin with.
-        first_row: the first row, in the file or the data set.
+        first_row: the first row, in the file.
         last_row: one past the last row.
-        num_bytes: share of the input's size, for the progress bar.
+        num_bytes: share of the file's size, for the progress bar.
     """
 
     path: str
@@ -55,28 +56,50 @@ class TokenizedUnit:
             yield pair
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        if Path(self.path).is_dir():
-            table = _load_saved(Path(self.path)).with_format("arrow")[self.first_row : self.last_row]
-            batches: Iterator[Any] = iter(table.to_batches(max_chunksize=1))
-        else:
-            batches = self._parquet_batches()
-        for batch in batches:
-            for row in range(batch.num_rows):
-                yield {column: batch.column(column)[row] for column in COLUMNS}
+        """One row at a time; groups of rows that hold none of them are not read."""
+        position = 0
+        for num_rows, read in TableFile(Path(self.path)).groups():
+            first, last = max(self.first_row, position), min(self.last_row, position + num_rows)
+            if first < last:
+                for number, batch in enumerate(read(), start=position):
+                    if first <= number < last:
+                        yield {column: batch.column(batch.schema.get_field_index(column))[0] for column in COLUMNS}
+            position += num_rows
 
-    def _parquet_batches(self) -> Iterator[Any]:
-        """One row at a time, reading only the row groups that hold them."""
+
+class TableFile:
+    """A parquet file, or an arrow stream as ``Dataset.save_to_disk`` writes it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it.
+
+        Raises:
+            UserError: it is neither.
+        """
+        import pyarrow
         import pyarrow.parquet
 
-        file = pyarrow.parquet.ParquetFile(self.path)
-        position = 0
-        for group in range(file.num_row_groups):
-            end = position + file.metadata.row_group(group).num_rows
-            if position < self.last_row and end > self.first_row:
-                for offset, batch in enumerate(file.iter_batches(1, row_groups=[group], columns=list(COLUMNS))):
-                    if self.first_row <= position + offset < self.last_row:
-                        yield batch
-            position = end
+        self._parquet = None
+        try:
+            if path.suffix == ".arrow":
+                self._batches = list(pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))))
+                self.columns = self._batches[0].schema.names if self._batches else []
+            else:
+                self._parquet = pyarrow.parquet.ParquetFile(path, memory_map=True)
+                self.columns = self._parquet.schema_arrow.names
+        except (OSError, pyarrow.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: not a readable parquet or arrow file ({reason}); fetch it again") from None
+
+    def groups(self) -> Iterator[tuple[int, Callable[[], Iterator[Any]]]]:
+        """Row counts of the file's groups, each with a function that reads the group row by row."""
+        if self._parquet is None:
+            for batch in self._batches:
+                yield batch.num_rows, functools.partial(map, lambda row, of=batch: of.slice(row, 1), range(batch.num_rows))
+            return
+        for group in range(self._parquet.num_row_groups):
+            read = functools.partial(self._parquet.iter_batches, 1, row_groups=[group], columns=list(COLUMNS))
+            yield self._parquet.metadata.row_group(group).num_rows, read
 
 
 def scan_tokenized(paths: Sequence[str], progress: Callable[[int], object]) -> tuple[list[TokenizedUnit], list[dict[str, str]]]:
@@ -87,7 +110,7 @@ def scan_tokenized(paths: Sequence[str], progress: Callable[[int], object]) -> t
         progress: is told the bytes as they are read.
 
     Returns:
-        The units in order, and name and SHA-256 of each input.
+        The units in order, and name and SHA-256 of each file.
 
     Raises:
         UserError: an input is none of these, lacks a column, or two have the same name.
@@ -95,66 +118,49 @@ def scan_tokenized(paths: Sequence[str], progress: Callable[[int], object]) -> t
     units: list[TokenizedUnit] = []
     inputs = []
     for path, name in _files(paths):
-        files = sorted(file for file in path.glob("*") if file.is_file()) if path.is_dir() else [path]
-        records = [(file.name, record_file(file, progress)) for file in files if not file.name.startswith("cache-")]
-        digest = hashlib.sha256("".join(f"{name}:{record.sha256}\n" for name, record in records).encode())
-        inputs.append({"name": name, "sha256": digest.hexdigest()})
-        num_rows = _count_rows(path)
-        share = sum(record.num_bytes for _, record in records) // max(num_rows, 1)
+        record = record_file(path, progress)
+        inputs.append({"name": name, "sha256": record.sha256})
+        file = TableFile(path)
+        missing = [column for column in COLUMNS if column not in file.columns]
+        if missing:
+            raise UserError(f"{path}: lacks the column {missing[0]!r}; give a tokenised LongPO data set")
+        num_rows = sum(count for count, _ in file.groups())
         for first in range(0, num_rows, ROWS_PER_UNIT):
             last = min(first + ROWS_PER_UNIT, num_rows)
-            units.append(TokenizedUnit(str(path), name, first, last, share * (last - first)))
+            units.append(TokenizedUnit(str(path), name, first, last, record.num_bytes * (last - first) // num_rows))
     return units, inputs
 
 
 def _files(paths: Sequence[str]) -> list[tuple[Path, str]]:
-    """Each parquet file and saved data set, with the name that its rows go by."""
+    """Each file, with the name that its rows go by."""
     found: list[tuple[Path, str]] = []
     for given in paths:
         path = Path(given)
-        parquet = sorted(path.rglob("*.parquet")) if path.is_dir() else []
-        if path.is_file() or (path / "state.json").is_file():
+        if path.is_file():
             found.append((path, path.stem))
+        elif (path / "state.json").is_file():
+            found += [(path / name, f"{path.name}/{Path(name).stem}") for name in _saved_files(path)]
         elif (path / "dataset_dict.json").is_file():
             splits = ", ".join(str(state.parent) for state in sorted(path.glob("*/state.json")))
             raise UserError(f"--input {given}: holds several splits; give one of them: {splits}")
-        elif parquet:
-            found += [(file, str(file.relative_to(path).with_suffix(""))) for file in parquet]
         else:
-            raise UserError(f"--input {given}: neither a parquet file, a folder of them, nor a data set saved by save_to_disk")
+            found += [(file, file.relative_to(path).with_suffix("").as_posix()) for file in sorted(path.rglob("*.parquet"))]
+        if not found:
+            raise UserError(f"--input {given}: neither a parquet file, a folder of them, nor a folder written by save_to_disk")
     names = [name for _, name in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--input: two inputs are called {name!r}, so their rows could not be told apart; rename one")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"--input: two files are called {twice!r}, so their rows could not be told apart; rename one")
     return found
 
 
-def _load_saved(path: Path) -> Any:
-    import datasets
-
+def _saved_files(folder: Path) -> list[str]:
+    """The arrow files of a saved data set, in order."""
     try:
-        return datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable saved data set ({str(error).splitlines()[0]})") from None
-
-
-def _count_rows(path: Path) -> int:
-    import pyarrow
-    import pyarrow.parquet
-
-    if path.is_dir():
-        saved = _load_saved(path)
-        columns, num_rows = saved.column_names, saved.num_rows
-    else:
-        try:
-            file = pyarrow.parquet.ParquetFile(path)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
-        columns, num_rows = file.schema_arrow.names, file.metadata.num_rows
-    missing = [column for column in COLUMNS if column not in columns]
-    if missing:
-        raise UserError(f"{path}: lacks the column {missing[0]!r}; this is not a tokenised LongPO data set")
-    return int(num_rows)
+        state = json.loads((folder / "state.json").read_bytes())
+        return [str(entry["filename"]) for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'state.json'}: does not list the files of a saved data set ({error})") from None
 
 
 def pair_from_row(row: Mapping[str, Any], document_id: str) -> PreferencePair:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,16 +22,20 @@ class IndexedPairs:
     """
 
     def __init__(self, prefix: str) -> None:
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
+        """Open the files.
 
+        Raises:
+            UserError: they are no index, or not of int32.
+        """
         try:
-            self._dataset = IndexedDataset(prefix)
+            self._dataset = _megatron().IndexedDataset(prefix)
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(f"{prefix}.idx: not a Megatron index ({error}); make the dataset anew") from None
         if self._dataset.index.dtype is not np.int32:
             raise UserError(f"{prefix}.idx: tokens are {self._dataset.index.dtype.__name__}, expected int32")
 
     def __len__(self) -> int:
+        """Number of pairs."""
         return len(self._dataset.document_indices) - 1
 
     def sequences(self, index: int) -> list[np.ndarray]:
@@ -55,6 +61,14 @@ class IndexedPairs:
         return int(bounds[index]), int(bounds[index + 1])
 
 
+def _megatron() -> Any:
+    """Megatron's module. Its packages warn that Transformer Engine and Apex are missing, which files do not need."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+        from megatron.core.datasets import indexed_dataset
+    return indexed_dataset
+
+
 def write_indexed(prefix: str, documents: Iterable[tuple[np.ndarray, list[int]]]) -> dict[str, FileRecord]:
     """Write ``PREFIX.bin`` and ``PREFIX.idx``.
 
@@ -69,10 +83,9 @@ def write_indexed(prefix: str, documents: Iterable[tuple[np.ndarray, list[int]]]
         Size and hash of each file.
     """
     import torch
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     temporary = {suffix: Path(f"{prefix}.{suffix}.tmp") for suffix in SUFFIXES}
-    builder = IndexedDatasetBuilder(str(temporary["bin"]), dtype=np.int32)
+    builder = _megatron().IndexedDatasetBuilder(str(temporary["bin"]), dtype=np.int32)
     for tokens, lengths in documents:
         builder.add_document(torch.from_numpy(tokens), lengths)
     builder.finalize(str(temporary["idx"]))

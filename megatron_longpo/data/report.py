@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,7 +25,7 @@ def summary_lines(manifest: Manifest) -> list[str]:
         f"pairs       {manifest.num_pairs} of {manifest.num_records} records, {manifest.num_turns} turns",
         f"dropped     {sum(manifest.drops.values())}",
         *(f"  {reason:<24} {count}" for reason, count in manifest.drops.items()),
-        f"limits      {manifest.seq_length} tokens a long side, {manifest.short_seq_length or 'any number of'} tokens a short side",
+        f"limits      {manifest.seq_length} tokens a long side, {manifest.short_seq_length or 'no limit on'} a short side",
         f"tokenizer   {manifest.tokenizer.source or 'not recorded'}",
         f"data hash   {manifest.data_hash}",
         f"{'tokens':<16}{'count':>10}{'minimum':>10}{'mean':>12}{'maximum':>10}",
@@ -78,7 +79,7 @@ def _render(
     table = (outside, CONTENT_STYLE, ANSWER_STYLE)
     edges = [0, *(np.flatnonzero(np.diff(styles)) + 1).tolist(), len(styles)]
     pieces = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         ids = side.input_ids[start:end]
         text = tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids)) + " "
         pieces.append(_paint(text, table[styles[start]], colour))

@@ -42,7 +42,7 @@ class PreferenceStream:
         weights = list(sizes) if weights is None else weights
         if not sizes or len(sizes) != len(weights) or min(sizes) < 1:
             raise UserError(
-                f"the data mixture needs non-empty datasets with a weight each, found sizes {list(sizes)}, weights {list(weights)}"
+                f"the data mixture needs non-empty datasets, one weight each; found sizes {list(sizes)}, weights {list(weights)}"
             )
         if not all(math.isfinite(weight) and weight > 0 for weight in weights):
             raise UserError(
@@ -145,10 +145,12 @@ class PreferenceBatchSampler:
             UserError: the global batch is not a whole number of micro-batches a rank, or more is consumed than there is.
         """
         per_round = micro_batch_size * data_parallel_size
-        if min(global_batch_size, per_round) < 1 or global_batch_size % per_round:
+        if min(global_batch_size, micro_batch_size, data_parallel_size) < 1:
+            raise UserError("--global-batch-size and --micro-batch-size must be at least 1")
+        if global_batch_size % per_round:
             raise UserError(
                 f"--global-batch-size {global_batch_size} must be a multiple of --micro-batch-size {micro_batch_size} times the "
-                f"data-parallel size {data_parallel_size}; the next one is {max(-(-global_batch_size // per_round), 1) * per_round}"
+                f"data-parallel size {data_parallel_size}; the next one is {-(-global_batch_size // per_round) * per_round}"
             )
         if not 0 <= data_parallel_rank < data_parallel_size:
             raise ValueError(f"data-parallel rank {data_parallel_rank} of {data_parallel_size}")
@@ -170,6 +172,7 @@ class PreferenceBatchSampler:
         return batches * (self._global_batch_size // self._per_round)
 
     def __iter__(self) -> Iterator[list[Entry]]:
+        """This rank's micro-batches from ``consumed_samples`` on."""
         while self.consumed_samples + self._global_batch_size <= self.total_samples:
             first = self.consumed_samples
             last = first + self._global_batch_size

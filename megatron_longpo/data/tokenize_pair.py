@@ -44,6 +44,7 @@ class DroppedError(Exception):
     """Raised for a record that gives no pair."""
 
     def __init__(self, reason: DropReason) -> None:
+        """Say why."""
         super().__init__(reason)
         self.reason = reason
 

@@ -102,6 +102,7 @@ class HuggingFaceTokenizer:
     def __init__(
         self, path: str, chat_template: str | None, arguments: Mapping[str, Any], trust_remote_code: bool = False
     ) -> None:
+        """Load it; see `TokenizerSpec`."""
         from transformers import AutoTokenizer
 
         try:
@@ -156,10 +157,12 @@ class SentencePieceTokenizer:
     """A bare sentencepiece model with a chat template; satisfies `ChatTokenizer`.
 
     Sentencepiece itself never reads a control symbol from text. So the text is cut at them, and each stretch in between is
-    encoded by sentencepiece as it stands, dummy prefix included (as the model's own library does with its turns).
+    encoded by sentencepiece, dummy prefix included (as the model's own library does with its turns). Where the template writes
+    a space there (``[INST] question``), that space is the dummy prefix: templates with and without it give the same ids.
     """
 
     def __init__(self, path: str, chat_template: str | None, arguments: Mapping[str, Any]) -> None:
+        """Load it; see `TokenizerSpec`."""
         import sentencepiece
 
         if chat_template is None:
@@ -180,6 +183,7 @@ class SentencePieceTokenizer:
         self._arguments: dict[str, Any] = {**special, **arguments}
         self._control = {model.id_to_piece(id_): id_ for id_ in range(model.get_piece_size()) if model.is_control(id_)}
         longest_first = sorted(self._control, key=len, reverse=True)
+        self._has_dummy_prefix = model.encode("a", return_type=str)[0].startswith("\u2581")
         self._cut = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self.vocab_size = model.get_piece_size()
         self.eos_token_id = model.eos_id() if model.eos_id() >= 0 else None
@@ -208,9 +212,10 @@ class SentencePieceTokenizer:
                 ids.append(self._control[stretch])
                 offsets.append((position, position + len(stretch)))
             elif stretch:
-                pieces = self._model.encode(stretch, out_type="immutable_proto").pieces
-                ids.extend(piece.id for piece in pieces)
-                offsets.extend(_piece_offsets(pieces, position))
+                lead = int(self._has_dummy_prefix and stretch != " " and stretch.startswith(" "))
+                encoded = self._model.encode(stretch[lead:], return_type="offset_mapping")
+                ids.extend(encoded["ids"])
+                offsets.extend(_whole_characters(encoded["offsets"], position + lead))
             position += len(stretch)
         table = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
         return Encoding(np.asarray(ids, dtype=np.int32), table[:, 0], table[:, 1])
@@ -231,19 +236,19 @@ class SentencePieceTokenizer:
         return "".join(pieces)
 
 
-def _piece_offsets(pieces: Sequence[Any], position: int) -> list[tuple[int, int]]:
-    """Character offsets of one stretch's pieces.
+def _whole_characters(offsets: Sequence[tuple[int, int]], position: int) -> list[tuple[int, int]]:
+    """Offsets of one stretch's pieces in the whole text, ``position`` being where the stretch begins.
 
-    Sentencepiece gives the surface of a character that is spelt in bytes to its last byte, and none to the dummy prefix: a
-    piece without a surface belongs to what follows it.
+    Sentencepiece gives a character that is spelt in bytes to the last of them alone, and nothing to the dummy prefix: a piece
+    that covers no character belongs to what follows it.
     """
-    offsets: list[tuple[int, int]] = []
-    following_end = pieces[-1].end if pieces else 0
-    for piece in reversed(pieces):
-        if piece.end > piece.begin:
-            following_end = piece.end
-        offsets.append((position + piece.begin, position + following_end))
-    return offsets[::-1]
+    following_end = offsets[-1][1] if offsets else 0
+    shifted = []
+    for start, end in reversed(offsets):
+        if end > start:
+            following_end = end
+        shifted.append((position + start, position + following_end))
+    return shifted[::-1]
 
 
 class _TemplateErrors:
@@ -257,6 +262,18 @@ class _TemplateErrors:
 
         if isinstance(error, (jinja2.TemplateError, TypeError)):
             raise UserError(f"the chat template cannot render this chat: {_first_line(error)}") from error
+
+
+def read_template(path: str | None) -> str | None:
+    """The text of ``--chat-template``.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8") if path else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat-template {path}: cannot be read ({error})") from None
 
 
 def _parse_arguments(text: str) -> dict[str, Any]:
