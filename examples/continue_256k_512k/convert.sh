@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# usage: convert.sh [128k|256k|512k]
+# The newest checkpoint of a run -> Hugging Face folder. That of 128k writes the rejected answers of both next lengths.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+case ${1:-128k} in
+    128k) NAME=mistral_7b_128k ;;
+    256k | 512k) NAME=continue_$1 ;;
+    *) echo "error: no length $1; give 128k, 256k or 512k" >&2; exit 2 ;;
+esac
+RUN=${RUN:-runs/$NAME}
+EXPORT=${EXPORT:-exported/$NAME}
+
+exec python checkpoint_conversion/mcore_to_hf.py --load "$RUN" --save "$EXPORT" --dtype bfloat16
