@@ -133,7 +133,7 @@ def _iterate(run: Run, micro_batches: Any, iteration: int) -> dict[str, Any]:
 def _non_finite(run: Run, iteration: int, error: NonFiniteLossError) -> str:
     names = [f"{run.data.datasets[d].document_id(i)} (pair {i} of {run.data.datasets[d].prefix})" for d, i in error.samples]
     return (
-        f"iteration {iteration}: {error.what} is not finite for documents {', '.join(names)}; nothing was updated or saved. "
+        f"iteration {iteration}: {error.what} is not finite for documents {', '.join(names)}; nothing was saved. "
         "Lower --lr, or look at the documents with tools/inspect_preference_data.py"
     )
 

@@ -75,14 +75,15 @@ class Schedule:
     def learning_rate(self, iteration: int) -> float:
         """Learning rate of an iteration, counted from 1.
 
-        The warm-up ends at the peak; the decay then goes from the peak to ``min_lr`` at the last iteration.
+        The warm-up ends at the peak and the decay starts there; ``min_lr`` would be reached one iteration after the last, so that
+        no iteration is spent at a learning rate of zero.
         """
         peak, floor, warmup = self.config.lr, self.config.min_lr, self.warmup_iters
         if iteration <= warmup:
             return peak * iteration / warmup
         if self.config.lr_decay_style == "constant":
             return peak
-        progress = min(1.0, (iteration - warmup) / max(1, self.train_iters - warmup))
+        progress = min(1.0, (iteration - 1 - warmup) / max(1, self.train_iters - warmup))
         remaining = 1 - progress if self.config.lr_decay_style == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return floor + (peak - floor) * remaining
 

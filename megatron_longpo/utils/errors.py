@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -12,6 +14,7 @@ class UserError(ValueError):
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit: 0 on success, 1 with one line on stderr for a `UserError`, 130 on Ctrl-C."""
+    quiet_libraries()
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -20,3 +23,11 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' notices about themselves off the console: packages that are optional here, and their own deprecated calls."""
+    for module in (r"megatron\.", r"torch\.distributed\."):
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=module)
+    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
