@@ -84,8 +84,8 @@ def learning_rates_ordered(config: RunConfig, world_size: int) -> Iterator[str]:
 
 
 def model_given(config: RunConfig, world_size: int) -> Iterator[str]:
-    """The model comes from somewhere."""
-    if config.model.pretrained_checkpoint is None and config.checkpoint.load is None:
+    """The model comes from somewhere, and so does the record of its origin when a run is resumed."""
+    if config.model.pretrained_checkpoint is None:
         yield "no model is given; name a native checkpoint (of checkpoint_conversion/hf_to_mcore.py) with --pretrained-checkpoint"
 
 

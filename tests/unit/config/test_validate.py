@@ -23,6 +23,7 @@ def refusal(flags: str, world_size: int = 1) -> str:
     ("flags", "world_size", "words"),
     [
         (f"{DATA} {LENGTH}", 1, ["--pretrained-checkpoint"]),
+        (f"--load run {DATA} {LENGTH}", 1, ["--pretrained-checkpoint"]),
         (f"{MODEL} {LENGTH}", 1, ["--data-path"]),
         (f"{MODEL} {DATA}", 1, ["--train-iters", "--train-samples", "--num-epochs"]),
         (f"{RUN} --train-samples 8 --num-epochs 1", 1, ["--train-iters 4", "--train-samples 8", "--num-epochs 1.0", "keep one"]),
@@ -98,7 +99,6 @@ def test_all_problems_are_told_at_once_one_line_each():
     ("flags", "world_size"),
     [
         (RUN, 1),
-        (f"--load run {DATA} {LENGTH}", 1),
         (f"{MODEL} {LENGTH} --data-path 0.7 a 0.3 b", 1),
         (f"{RUN} --split 99,1 --eval-interval 2", 1),
         (f"{RUN} --lr 0", 1),
