@@ -19,8 +19,8 @@ REQUIRES = [
     # 0.16.1 is the newest Megatron-Core that Python 3.11 can install.
     'megatron-core==0.16.1; python_version < "3.12"',
     'megatron-core>=0.19,<0.20; python_version >= "3.12"',
-    "torch>=2.9",
-    "numpy>=2",
+    "torch>=2.6",
+    "numpy>=1.26",
     "transformers>=5",
     "safetensors>=0.5",
     "sentencepiece>=0.2",

@@ -22,9 +22,11 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 TRAIN = """\
 #!/usr/bin/env bash
 set -euo pipefail
-exec torchrun $TORCHRUN_ARGS --nproc-per-node 2 pretrain_longpo.py --pretrained-checkpoint {folder}/native --data-path {folder}/pairs \\
-    --reference live --context-parallel-size 2 --train-iters {iterations} --global-batch-size 2 --lr 1e-3 \\
-    --save {folder}/run --load {folder}/run "$@"
+DATA_ARGS=(--pretrained-checkpoint {folder}/native --data-path {folder}/pairs --reference live)
+TRAINING_ARGS=(--context-parallel-size 2 --train-iters {iterations} --global-batch-size 2 --lr 1e-3)
+OUTPUT_ARGS=(--save {folder}/run --load {folder}/run)
+ARGS=("${{DATA_ARGS[@]}}" "${{TRAINING_ARGS[@]}}" "${{OUTPUT_ARGS[@]}}")
+exec torchrun $TORCHRUN_ARGS --nproc-per-node 2 pretrain_longpo.py "${{ARGS[@]}}" "$@"
 """
 
 

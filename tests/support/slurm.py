@@ -16,6 +16,7 @@ ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmUser=root
+FirstJobId={first_job}
 SlurmdUser=root
 AuthType=auth/munge
 ProctrackType=proctrack/pgid
@@ -88,7 +89,14 @@ class SlurmCluster:
         (folder / "state").mkdir(parents=True)
         controller_port, port_1, port_2 = free_ports(3)
         text = CONFIGURATION.format(
-            host=socket.gethostname(), folder=folder, cpus=cpus, controller_port=controller_port, port_1=port_1, port_2=port_2
+            host=socket.gethostname(),
+            folder=folder,
+            cpus=cpus,
+            controller_port=controller_port,
+            port_1=port_1,
+            port_2=port_2,
+            # Jobs derive a port from their number; two clusters on one machine must not meet there.
+            first_job=controller_port,
         )
         (folder / "slurm.conf").write_text(text, encoding="utf-8")
         self._daemons = [self._start("slurmctld", "-D")]
@@ -149,7 +157,9 @@ class SlurmCluster:
         path = which(program)
         assert path is not None
         with (self.folder / f"{program}{''.join(arguments)}.out").open("w") as output:
-            return subprocess.Popen([path, *arguments], env=self.environment, stdout=output, stderr=output, start_new_session=True)
+            return subprocess.Popen(
+                [path, *arguments], env=self.environment, stdout=output, stderr=output, start_new_session=True
+            )
 
     def _wait_for_nodes(self) -> None:
         deadline, states = time.monotonic() + 60, ""
@@ -194,4 +204,5 @@ def start_munge(folder: Path) -> subprocess.Popen | None:
 def munge_answers() -> bool:
     """Encode and decode a credential."""
     credential = subprocess.run(["munge", "-n"], capture_output=True)
-    return credential.returncode == 0 and subprocess.run(["unmunge"], input=credential.stdout, capture_output=True).returncode == 0
+    decoded = subprocess.run(["unmunge"], input=credential.stdout, capture_output=True)
+    return credential.returncode == 0 and decoded.returncode == 0
