@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 STAND_IN = """\
 #!{python}
-# torchrun and python only leave a record; srun and sbatch run what they are given, as they would; scontrol knows one address.
+# torchrun and python only leave a record; make does nothing; srun and sbatch run what they are given, as they would; scontrol knows one address.
 import json, os, subprocess, sys
 program, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 if program == "scontrol":
@@ -26,7 +26,7 @@ elif program == "sbatch":
     nodes = arguments[arguments.index("--nodes") + 1] if "--nodes" in arguments[:script] else "1"
     slurm = dict(SLURM_SUBMIT_DIR=os.getcwd(), SLURM_JOB_ID="7", SLURM_JOB_NODELIST="n[1-2]", SLURM_JOB_NUM_NODES=nodes)
     sys.exit(subprocess.run(["bash", *arguments[script:]], env=os.environ | slurm).returncode)
-else:
+elif program != "make":
     with open(os.environ["RECORD"], "a") as record:
         print(json.dumps([program, *arguments]), file=record)
 """
@@ -57,7 +57,7 @@ def recorded_commands(shell: str, folder: Path) -> list[Command]:
     Raises:
         AssertionError: the text fails.
     """
-    for program in ("python", "torchrun", "srun", "sbatch", "scontrol"):
+    for program in ("python", "torchrun", "srun", "sbatch", "scontrol", "make"):
         stand_in = folder / program
         stand_in.write_text(STAND_IN.format(python=sys.executable), encoding="utf-8")
         stand_in.chmod(0o755)

@@ -10,6 +10,7 @@ import multiprocessing as mp
 import os
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -21,7 +22,14 @@ class RankFailure(AssertionError):
     """A rank raised, died, or did not answer in time."""
 
 
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
+
+
 def _serve(rank: int, world_size: int, rendezvous: str, pipe: Connection) -> None:
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     os.setsid()
     os.environ.update(OMP_NUM_THREADS="1", TORCHDYNAMO_DISABLE="1", RANK=str(rank), WORLD_SIZE=str(world_size), GLOO_SOCKET_IFNAME="lo")
     import torch
@@ -56,7 +64,7 @@ class WorkerPool:
         self._processes: list[Any] = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world_size, self._rendezvous, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, world_size, self._rendezvous, theirs))
             process.start()
             theirs.close()
             self._pipes.append(ours)

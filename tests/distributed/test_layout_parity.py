@@ -1,0 +1,110 @@
+"""Loss, gradients and weights do not depend on the layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.layouts import Layout, read_dump, train_and_dump
+from tests.support.scenario import Scenario
+from tests.support.workers import Workers
+
+LAYOUTS = [
+    Layout(tp=2),
+    Layout(tp=2, sp=True),
+    Layout(pp=2),
+    Layout(cp=2),
+    Layout(dp=2),
+    Layout(dp=2, overlap=True),
+    Layout(tp=2, cp=2),
+    Layout(tp=2, sp=True, cp=2),
+    Layout(tp=2, sp=True, pp=2),
+    Layout(pp=2, cp=2),
+    Layout(pp=2, dp=2),
+    Layout(cp=2, dp=2),
+    Layout(tp=2, dp=2),
+    Layout(cp=4),
+    Layout(pp=4),
+    Layout(pp=2, vpp_layers=1),
+    Layout(tp=2, sp=True, pp=2, vpp_layers=1),
+    Layout(dp=4),
+]
+# fp32: different summation orders; the largest gradient of the scenario is of the order of 1
+TOLERANCE = 1e-5
+
+
+def config_for(scenario: Scenario, layout: Layout, **changes: Any) -> Any:
+    return dataclasses.replace(scenario.config(**changes), parallel=layout.parallel())
+
+
+@pytest.fixture(scope="module")
+def straight(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    """Three iterations in one process."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, workers.run(1, train_and_dump, config_for(llama, Layout()), str(folder), 3)[0]["metrics"]
+
+
+def assert_same_tensors(one: Path, other: Path, tolerance: float) -> None:
+    expected, found = read_dump(one), read_dump(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        error = (found[name] - tensor).abs().max().item()
+        assert error <= tolerance, f"{name}: {error}"
+        assert tensor.abs().max() > 0, f"{name} is zero: the comparison would say nothing"
+
+
+def assert_same_metrics(expected: list[dict[str, float]], found: list[dict[str, float]], beta: float = 0.1) -> None:
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        size = abs(one["logps/chosen"]) + abs(one["logps/rejected"])
+        for name, value in one.items():
+            bound = beta * 1e-5 * size if "rewards/" in name or "kl/" in name else 1e-5 * max(abs(value), 1.0)
+            assert other[name] == pytest.approx(value, abs=bound), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_loss_gradients_and_weights_do_not_depend_on_the_layout(
+    layout: Layout, llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+) -> None:
+    folder, expected = straight
+    found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout), str(tmp_path), 3)
+    for metrics in found:
+        assert_same_metrics(expected, metrics["metrics"])
+    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
+    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", [Layout(tp=2), Layout(tp=2, sp=True), Layout(pp=2), Layout(tp=2, sp=True, cp=2)], ids=str)
+def test_qk_norms_and_tied_embeddings_train_alike_in_every_layout(
+    layout: Layout, qwen3: Scenario, workers: Workers, tmp_path: Path
+) -> None:
+    one = workers.run(1, train_and_dump, config_for(qwen3, Layout()), str(tmp_path / "one"), 3)[0]
+    found = workers.run(layout.world_size, train_and_dump, config_for(qwen3, layout), str(tmp_path / "many"), 3)[0]
+    assert_same_metrics(one["metrics"], found["metrics"])
+    assert_same_tensors(tmp_path / "one" / "gradients", tmp_path / "many" / "gradients", TOLERANCE)
+    assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(dp=2, distributed_optimizer=True),
+        Layout(cp=2, distributed_optimizer=True),
+        Layout(tp=2, sp=True, dp=2, distributed_optimizer=True),
+        Layout(pp=2, dp=2, distributed_optimizer=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_the_distributed_optimizer_makes_the_same_updates(
+    layout: Layout, optimizer: str, llama: Scenario, workers: Workers, tmp_path: Path
+) -> None:
+    # a large epsilon: Adam would otherwise amplify the round-off of near-zero gradients to the size of the learning rate
+    settings = {"optimizer": optimizer, "lr": 1e-3, "adam_eps": 1e-3, "rmsprop_eps": 1e-3, "clip_grad": 1.0}
+    one = workers.run(1, train_and_dump, config_for(llama, Layout(), **settings), str(tmp_path / "one"), 3)[0]
+    found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout, **settings), str(tmp_path / "many"), 3)[0]
+    assert_same_metrics(one["metrics"], found["metrics"])
+    assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
