@@ -89,14 +89,16 @@ def test_a_script_s_flags_are_taken_by_its_command(tmp_path, shell, script):
     assert_flags_are_taken(command)
 
 
-READMES = sorted(ROOT.glob("examples/*/README.md"))
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
+COMMANDS = {
+    page: "\n".join(re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+    for page in PAGES
+}
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
-def test_the_commands_in_a_readme_are_taken(tmp_path, readme):
-    shell = "\n".join(re.findall(r"^```bash\n(.*?)^```", readme.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
-    commands = [command for command in recorded_commands(shell, tmp_path) if not command.script.startswith("examples/")]
-    for command in commands:
+@pytest.mark.parametrize("page", [page for page in PAGES if COMMANDS[page]], ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_on_a_page_are_taken(tmp_path, page):
+    for command in recorded_commands(COMMANDS[page], tmp_path):
         assert_flags_are_taken(command)
 
 

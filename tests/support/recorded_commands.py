@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 STAND_IN = """\
 #!{python}
-# torchrun and python only leave a record; make does nothing; srun and sbatch run what they are given, as they would; scontrol knows one address.
+# torchrun and python only leave a record, make does nothing, srun and sbatch run what they are given, scontrol knows one address.
 import json, os, subprocess, sys
 program, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 if program == "scontrol":
