@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import numpy as np
 
 from megatron_longpo.data.manifest import SUFFIXES, FileRecord, manifest_path, record_file
 from megatron_longpo.utils.errors import UserError
+
+INDEX_MAGIC = b"MMIDIDX\x00\x00"
+INDEX_HEADER = struct.Struct("<9sQBQQ")
+"""Magic, version, code of the integer type, number of sequences, length of the table of documents."""
+INT32_CODE = 4
 
 
 class IndexedPairs:
@@ -27,12 +33,10 @@ class IndexedPairs:
         Raises:
             UserError: they are no index, or not of int32.
         """
-        try:
-            self._dataset = _megatron().IndexedDataset(prefix)
-        except (AssertionError, ValueError, KeyError) as error:
-            raise UserError(f"{prefix}.idx: not a Megatron index ({error}); make the dataset anew") from None
-        if self._dataset.index.dtype is not np.int32:
-            raise UserError(f"{prefix}.idx: tokens are {self._dataset.index.dtype.__name__}, expected int32")
+        _check_index(Path(f"{prefix}.idx"))
+        self._dataset = _megatron().IndexedDataset(prefix)
+        if int(self._dataset.document_indices[-1]) != len(self._dataset):
+            raise UserError(f"{prefix}.idx: its documents do not end with its sequences; make the dataset anew")
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -61,15 +65,27 @@ class IndexedPairs:
         return int(bounds[index]), int(bounds[index + 1])
 
 
+def _check_index(path: Path) -> None:
+    """Refuse an index that Megatron's reader would fail on, or would read beyond its end."""
+    with path.open("rb") as stream:
+        content = stream.read(INDEX_HEADER.size)
+    if len(content) == INDEX_HEADER.size:
+        magic, version, dtype, num_sequences, num_documents = INDEX_HEADER.unpack(content)
+        size = INDEX_HEADER.size + num_sequences * (4 + 8) + num_documents * 8
+        if (magic, version, dtype, size) == (INDEX_MAGIC, 1, INT32_CODE, path.stat().st_size) and num_documents > 0:
+            return
+    raise UserError(f"{path}: not a Megatron index of int32 sequences; make the dataset anew")
+
+
 def _megatron() -> Any:
-    """Megatron's module. Its packages warn that Transformer Engine and Apex are missing, which files do not need."""
+    """Megatron's module. Its packages warn of what is missing (Transformer Engine, a rank), which reading files does not need."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+        warnings.simplefilter("ignore", UserWarning)
         from megatron.core.datasets import indexed_dataset
     return indexed_dataset
 
 
-def write_indexed(prefix: str, documents: Iterable[tuple[np.ndarray, list[int]]]) -> dict[str, FileRecord]:
+def write_indexed(prefix: str, pairs: Iterable[Sequence[np.ndarray]]) -> dict[str, FileRecord]:
     """Write ``PREFIX.bin`` and ``PREFIX.idx``.
 
     They are written under temporary names; the manifest of any earlier dataset at the prefix is removed before they take
@@ -77,7 +93,7 @@ def write_indexed(prefix: str, documents: Iterable[tuple[np.ndarray, list[int]]]
 
     Args:
         prefix: path without suffix.
-        documents: for each pair its sequences end to end, int32, and their lengths.
+        pairs: the int32 sequences of each pair.
 
     Returns:
         Size and hash of each file.
@@ -86,8 +102,10 @@ def write_indexed(prefix: str, documents: Iterable[tuple[np.ndarray, list[int]]]
 
     temporary = {suffix: Path(f"{prefix}.{suffix}.tmp") for suffix in SUFFIXES}
     builder = _megatron().IndexedDatasetBuilder(str(temporary["bin"]), dtype=np.int32)
-    for tokens, lengths in documents:
-        builder.add_document(torch.from_numpy(tokens), lengths)
+    for sequences in pairs:
+        for sequence in sequences:
+            builder.add_item(torch.from_numpy(sequence))
+        builder.end_document()
     builder.finalize(str(temporary["idx"]))
     files = {suffix: record_file(path) for suffix, path in temporary.items()}
     for path in temporary.values():

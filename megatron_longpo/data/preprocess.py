@@ -204,13 +204,13 @@ def _merge(options: PreprocessOptions, folder: Path, num_parts: int, tokenizer: 
         reasons = ", ".join(f"{count} {reason}" for reason, count in tally.drops.most_common())
         raise UserError(f"{', '.join(options.inputs)}: no pair is left ({reasons or 'there are no records'})")
 
-    def documents() -> Iterator[tuple[np.ndarray, list[int]]]:
+    def pairs() -> Iterator[list[np.ndarray]]:
         for index in tqdm(range(num_parts), desc="merging", unit="part", disable=None):
             for document_id, sequences in read_part(part_path(folder, index)).documents():
                 tally.add(layout.unpack_pair(document_id, sequences))
-                yield np.concatenate(sequences), [len(sequence) for sequence in sequences]
+                yield sequences
 
-    files = write_indexed(options.output_prefix, documents())
+    files = write_indexed(options.output_prefix, pairs())
     manifest = Manifest(
         num_records=num_pairs + tally.drops.total(),
         num_pairs=num_pairs,
