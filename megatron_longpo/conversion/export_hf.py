@@ -99,23 +99,6 @@ def mcore_to_hf(
     return fingerprint
 
 
-def hash_native_weights(folder: Path) -> str:
-    """Fingerprint that an iteration's weights would have once exported: the record's, or else computed by reading them."""
-    record = ModelRecord.read(folder)
-    if record.weights_sha256:
-        return record.weights_sha256
-    reader = NativeReader(folder)
-    pieces = build_layout(record.architecture)
-    reader.check(native_shapes(pieces))
-    entries = _entries(pieces, record, None)
-    with byte_bar(sum(entry.num_bytes for entry in entries), "hashing", Workers()) as bar:
-        digests = []
-        for name, tensor in _tensors(reader, entries):
-            digests.append(digest_tensor(name, tensor))
-            bar.update(tensor.nbytes)
-    return hash_tensors(digests)
-
-
 def _origin(folder: Path, record: ModelRecord, dtype: str | None, max_shard_bytes: int) -> dict[str, object]:
     # A checkpoint's index is written last and names every stored byte, so its time and size tell one saved state from another
     index = (folder / ".metadata").stat()

@@ -1,23 +1,14 @@
 """A checkpoint converted once loads in every layout, and one that any layout saved exports to the same bytes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.hf_models import make_hf_model
-from tests.support.layouts import Layout, dump
-from tests.support.weights import read_weights, same_bytes
-from tests.support.workers import Workers
 
 from megatron_longpo.conversion.export_hf import mcore_to_hf
 from megatron_longpo.conversion.import_hf import hf_to_mcore
-
-
-@pytest.fixture(scope="module")
-def pools() -> Iterator[Workers]:
-    workers = Workers()
-    yield workers
-    workers.close()
+from tests.support.hf_models import make_hf_model
+from tests.support.layouts import Layout, dump
+from tests.support.weights import read_weights, same_bytes
 
 
 def load_and_save(layout: Layout, source: Path, target: Path) -> None:
@@ -57,10 +48,10 @@ def load_and_save(layout: Layout, source: Path, target: Path) -> None:
     ],
     ids=str,
 )
-def test_weights_survive_loading_and_saving_in_another_layout(tmp_path, pools, family, overrides, layout):
+def test_weights_survive_loading_and_saving_in_another_layout(tmp_path, workers, family, overrides, layout):
     source, native, again = make_hf_model(tmp_path / "hf", family, **overrides), tmp_path / "native", tmp_path / "again"
     hf_to_mcore(source, native)
-    pools.run(layout.world_size, load_and_save, layout, native, again / "release")
+    workers.run(layout.world_size, load_and_save, layout, native, again / "release")
     (again / "release" / "longpo_model.json").write_bytes((native / "release" / "longpo_model.json").read_bytes())
     mcore_to_hf(again / "release", tmp_path / "back")
     assert same_bytes(read_weights(source), read_weights(tmp_path / "back"))
