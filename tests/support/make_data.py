@@ -70,13 +70,15 @@ def make_tokenizer(
     special_tokens: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     bos_token: str = "<|endoftext|>",
     eos_token: str = "<|im_end|>",
+    adds_bos: bool = False,
 ) -> Path:
     """Write a Hugging Face tokenizer folder: byte-level BPE trained on made-up text, with a chat template.
 
     ``special_tokens`` have the first ids, in their order; the vocabulary has at most ``vocab_size`` entries (at least 256 and
-    the special tokens).
+    the special tokens). With ``adds_bos`` the tokenizer puts a beginning-of-sequence token before what it encodes, as Llama's
+    does, unless it is told not to add special tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -90,6 +92,9 @@ def make_tokenizer(
     )
     rng = random.Random(0)
     tokenizer.train_from_iterator([make_text(rng, 200) for _ in range(20)], trainer)
+    if adds_bos:
+        bos = (bos_token, tokenizer.token_to_id(bos_token))
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos_token} $A", special_tokens=[bos])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos_token, eos_token=eos_token, pad_token=special_tokens[0]
     )

@@ -12,7 +12,9 @@ def tokenizer_folders(tmp_path_factory):
     """A Hugging Face folder for each template shape, with the same vocabulary."""
     root = tmp_path_factory.mktemp("tokenizers")
     return {
-        name: make_tokenizer(root / name, 400, shape.template, shape.special_tokens, shape.bos_token, shape.end_of_turn)
+        name: make_tokenizer(
+            root / name, 400, shape.template, shape.special_tokens, shape.bos_token, shape.end_of_turn, adds_bos=True
+        )
         for name, shape in SHAPES.items()
     }
 
