@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -55,37 +56,43 @@ def score_batches(model: Sequence[torch.nn.Module], batches: Sequence[RankBatch]
 
     Parallel: the pipeline schedule; then an all-gather of the sums over the pipeline group.
     """
-    collected: list[PolicySums] = []
 
-    def forward(iterator: object, chunk: torch.nn.Module) -> tuple[Tensor, functools.partial]:
-        batch = next(iterator)  # type: ignore[call-overload]
+    def forward(iterator: Iterator[RankBatch], chunk: torch.nn.Module) -> tuple[Tensor, functools.partial]:
+        batch = next(iterator)
         return chunk(batch.packed), functools.partial(keep, batch)
 
-    def keep(batch: RankBatch, log_probs: Tensor) -> tuple[Tensor, dict]:
+    def keep(batch: RankBatch, log_probs: Tensor) -> tuple[Tensor, dict[str, PolicySums]]:
         sums = policy_sums(log_probs, batch, state.cp_group)
-        collected.append(PolicySums(sums.nll.cpu(), sums.answers.cpu()))
-        return log_probs.new_zeros(()), {}
+        return log_probs.new_zeros(()), {"sums": PolicySums(sums.nll.cpu(), sums.answers.cpu())}
 
-    run_schedule(forward, model, batches, forward_only=True)
-    return next(found for found in gather_objects(collected, state.pp_group) if found)
+    reported = run_schedule(forward, model, batches, forward_only=True)
+    scored = [report["sums"] for report in reported]
+    return next(found for found in gather_objects(scored, state.pp_group) if found)
 
 
 def run_schedule(
-    forward_step: object, model: Sequence[torch.nn.Module], batches: Sequence[RankBatch], *, forward_only: bool
-) -> list[dict]:
+    forward_step: Callable[..., Any], model: Sequence[torch.nn.Module], batches: Sequence[RankBatch], *, forward_only: bool
+) -> list[dict[str, Any]]:
     """Run Megatron-Core's pipeline schedule over batches; every model chunk reads the same ones.
+
+    An interleaved schedule takes a multiple of the pipeline size; a forward-only pass is filled up with the last batch, and what the filling
+    reports is dropped.
 
     Returns:
         What the loss function returned beside the loss, one entry a micro-batch, on the last stage; an empty list elsewhere.
     """
     schedule = get_forward_backward_func()
+    stages = model[0].config.pipeline_model_parallel_size
+    filling = -len(batches) % stages if forward_only and len(model) > 1 else 0
+    filled = [*batches, *[batches[-1]] * filling]
     with torch.no_grad() if forward_only else torch.enable_grad():
-        return schedule(
+        reported = schedule(
             forward_step_func=forward_step,
-            data_iterator=[iter(batches) for _ in model] if len(model) > 1 else iter(batches),
+            data_iterator=[iter(filled) for _ in model] if len(model) > 1 else iter(filled),
             model=list(model) if len(model) > 1 else model[0],
-            num_microbatches=len(batches),
+            num_microbatches=len(filled),
             seq_length=max(batch.packed.length for batch in batches),
             micro_batch_size=1,
             forward_only=forward_only,
         )
+    return reported[: len(batches)]
