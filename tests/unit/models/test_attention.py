@@ -1,0 +1,103 @@
+"""Planned attention equals dense masked attention, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_longpo.models.attention import PlannedAttention
+from megatron_longpo.models.attention_kernels import block_backward, block_forward
+from megatron_longpo.models.attention_plan import build_plan
+from megatron_longpo.parallel.context_parallel import Run
+from megatron_longpo.parallel.packed_sequence import Chain
+from tests.unit.models.test_attention_plan import dense_mask
+
+TREES = {
+    "one chain": (Chain(0, 70),),
+    "pair": (Chain(0, 90), Chain(90, 23, parent=0, attach=60)),
+    "pair and padding": (Chain(0, 50), Chain(50, 9, parent=0, attach=49), Chain(59, 5)),
+    "two pairs": (Chain(0, 40), Chain(40, 11, parent=0, attach=30), Chain(51, 33), Chain(84, 8, parent=2, attach=20)),
+    "grandchild": (Chain(0, 40), Chain(40, 21, parent=0, attach=33), Chain(61, 9, parent=1, attach=7)),
+}
+
+
+class OneRank:
+    """Stands for a context-parallel group of one: nothing is communicated."""
+
+    def size(self) -> int:
+        return 1
+
+    def rank(self) -> int:
+        return 0
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    groups = query.size(1) // key.size(1)
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~mask, -math.inf)
+    return scores.softmax(-1) @ value
+
+
+def inputs(length: int, dtype: torch.dtype, heads: int = 6, groups: int = 2, dim: int = 16) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, length, dim), (1, groups, length, dim), (1, groups, length, dim), (1, heads, length, dim)]
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("tree", TREES)
+def test_planned_attention_is_dense_attention(tree: str, dtype: torch.dtype, tolerance: float) -> None:
+    chains = TREES[tree]
+    total = chains[-1].end
+    whole = (Run(0, total, 0),)
+    *states, grad = inputs(total, dtype)
+    ours = [state.clone().requires_grad_() for state in states]
+    out: Any = PlannedAttention.apply(*ours, build_plan(chains, whole, whole), 0.25, OneRank())
+    out.backward(grad)
+    exact = [state.double().requires_grad_() for state in states]
+    expected = dense(*exact, torch.from_numpy(dense_mask(chains)), 0.25)
+    expected.backward(grad.double())
+    assert (out.double() - expected).abs().max() < tolerance
+    for one, other in zip(ours, exact, strict=True):
+        assert (one.grad.double() - other.grad).abs().max() < tolerance
+
+
+def test_the_merged_output_and_not_the_block_s_own_goes_into_a_block_s_backward() -> None:
+    query, key, value, grad = inputs(40, torch.float64)
+    exact = [state.clone().requires_grad_() for state in (query, key, value)]
+    dense(*exact, torch.ones(40, 40, dtype=torch.bool), 0.25).backward(grad)
+    halves = [block_forward(query, key[:, :, part], value[:, :, part], causal=False, scale=0.25) for part in (slice(0, 20), slice(20, 40))]
+    lse = torch.logaddexp(halves[0][1], halves[1][1])
+    out = sum(half[0] * (half[1] - lse).exp().unsqueeze(-1) for half in halves)
+    d_query = sum(
+        block_backward(grad, query, key[:, :, part], value[:, :, part], out, lse, causal=False, scale=0.25)[0]
+        for part in (slice(0, 20), slice(20, 40))
+    )
+    assert (d_query - exact[0].grad).abs().max() < 1e-12
+
+
+def test_a_causal_block_of_unequal_lengths_is_refused() -> None:
+    """Libraries differ in how they align it."""
+    query, key, value, _ = inputs(8, torch.float32)
+    with pytest.raises(ValueError, match="as many queries as keys"):
+        block_forward(query[:, :, :4], key, value, causal=True, scale=1.0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_cuda_operators_accept_the_arguments_they_are_given(causal: bool) -> None:
+    """On fake CUDA tensors: signatures, ranks and dtypes are checked by PyTorch's own shape functions; nothing is computed."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        del mode
+        query = torch.empty(1, 8, 64, 64, device="cuda", dtype=torch.bfloat16)
+        key = torch.empty(1, 8, 64, 64, device="cuda", dtype=torch.bfloat16)
+        out, lse = block_forward(query, key, key, causal=causal, scale=0.125)
+        assert out.shape == query.shape and out.dtype == torch.bfloat16
+        assert lse.shape == (1, 8, 64) and lse.dtype == torch.float32
+        grads = block_backward(out, query, key, key, out, lse, causal=causal, scale=0.125)
+        assert [grad.shape for grad in grads] == [query.shape, key.shape, key.shape]
