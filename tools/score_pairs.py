@@ -1,4 +1,4 @@
-"""Score pairs with the objective, without training: the metrics of a model on a dataset, as training would report them.
+r"""Score pairs with the objective, without training: the metrics of a model on a dataset, as training would report them.
 
 Takes the training command's flags (layout, objective, reference) and no length of training. The whole dataset is one batch:
 

@@ -226,7 +226,7 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run. ``preset`` is recorded; its values have already been applied to the groups."""
+    """A whole run."""
 
     model: ModelConfig = ModelConfig()
     parallel: ParallelConfig = ParallelConfig()

@@ -21,9 +21,13 @@ SampleId = tuple[int, int]
 class PairDataset(Protocol):
     """A dataset of pairs."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of pairs."""
+        ...
 
-    def __getitem__(self, index: int, /) -> PreferencePair: ...
+    def __getitem__(self, index: int, /) -> PreferencePair:
+        """One pair."""
+        ...
 
 
 class ReferenceSource(Protocol):

@@ -7,17 +7,18 @@ so that no layer keeps more than its own shard.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
 import torch
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor, distributed as dist
+from torch import Tensor
 
 from megatron_longpo.models.attention_kernels import block_backward, block_forward
 from megatron_longpo.models.attention_plan import AttentionPlan
 from megatron_longpo.models.rotary import rotate
-from megatron_longpo.parallel.collectives import gather_sequence, reduce_scatter_sequence
+from megatron_longpo.parallel.collectives import ProcessGroup, gather_sequence, reduce_scatter_sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class _Merged:
 
     def add(self, start: int, end: int, out: Tensor, lse: Tensor) -> None:
         edges = sorted({start, end} | {edge for run in self._seen for edge in run if start < edge < end})
-        for first, last in zip(edges, edges[1:], strict=False):
+        for first, last in itertools.pairwise(edges):
             part = slice(first - start, last - start)
             if any(a <= first and last <= b for a, b in self._seen):
                 self._merge(first, last, out[:, :, part], lse[:, :, part])
@@ -77,9 +78,10 @@ class PlannedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float, cp_group: dist.ProcessGroup
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float, cp_group: ProcessGroup
     ) -> Tensor:
+        """Attend by the plan's blocks."""
         all_keys, all_values = _gather_key_values(key, value, cp_group)
         merged = _Merged(query)
         for block in plan.blocks:
@@ -94,7 +96,8 @@ class PlannedAttention(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # noqa: D102
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        """Gradients of query, key and value."""
         (grad,) = grads
         query, key, value, out, lse = ctx.saved_tensors
         all_keys, all_values = _gather_key_values(key, value, ctx.cp_group)
@@ -114,7 +117,7 @@ class PlannedAttention(torch.autograd.Function):
         return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
 
 
-def _gather_key_values(key: Tensor, value: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+def _gather_key_values(key: Tensor, value: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """``2 x [b, g, s/cp, d] -> 2 x [b, g, s, d]``, in sequence order."""
     if group.size() == 1:
         return key, value
@@ -122,7 +125,7 @@ def _gather_key_values(key: Tensor, value: Tensor, group: dist.ProcessGroup) -> 
     return tuple(gather_sequence(both, group).permute(1, 2, 3, 0, 4).unbind(0))  # type: ignore[return-value]
 
 
-def _scatter_key_values(d_keys: Tensor, d_values: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+def _scatter_key_values(d_keys: Tensor, d_values: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Transpose of `_gather_key_values`: sums over ranks."""
     if group.size() == 1:
         return d_keys, d_values
@@ -179,6 +182,7 @@ class PackedCoreAttention(MegatronModule):
             attn_mask_type: not used.
             attention_bias: not supported.
             packed_seq_params: the micro-batch's plan and rotary tables.
+            **unused: what other core attentions take.
 
         Returns:
             ``[s/cp, b, n/tp * d]``.

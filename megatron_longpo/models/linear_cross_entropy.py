@@ -11,9 +11,9 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from megatron_longpo.parallel.collectives import ProcessGroup, reduce_max, reduce_sum
 from megatron_longpo.utils.constants import IGNORE_INDEX
 
 
@@ -29,10 +29,10 @@ class VocabShard:
 
     start: int
     size: int
-    group: dist.ProcessGroup | None = None
+    group: ProcessGroup | None = None
 
     @classmethod
-    def of(cls, rows: int, vocab_size: int, group: dist.ProcessGroup) -> VocabShard:
+    def of(cls, rows: int, vocab_size: int, group: ProcessGroup) -> VocabShard:
         """The shard of this rank when each rank holds ``rows`` rows of a vocabulary padded to ``rows * tp``."""
         start = group.rank() * rows
         return cls(start, min(max(vocab_size - start, 0), rows), group)
@@ -101,11 +101,9 @@ def _merge_shards(lse: Tensor, target: Tensor, labels: Tensor, shard: VocabShard
     """Combine the ranks' log-sum-exps and targets: two reductions of ``[s]`` for the whole sequence."""
     if shard.group is None or shard.group.size() == 1:
         return lse, target
-    largest = lse.clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=shard.group)
+    largest = reduce_max(lse.clone(), shard.group)
     largest = torch.where(labels != IGNORE_INDEX, largest, torch.zeros_like(largest))
-    both = torch.stack([(lse - largest).exp(), target])
-    dist.all_reduce(both, group=shard.group)
+    both = reduce_sum(torch.stack([(lse - largest).exp(), target]), shard.group)
     return largest + both[0].log(), both[1]
 
 

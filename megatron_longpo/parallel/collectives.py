@@ -6,23 +6,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from megatron_longpo.parallel.context_parallel import zigzag_join, zigzag_split
 
 
 class _SumForwardIdentityBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, partial: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # noqa: ARG004
+    def forward(ctx: Any, partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
         total = partial.clone()
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grads[0], None
 
 
-def sum_over_context(partial: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+def sum_over_context(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """Sum the context-parallel ranks' parts; every rank gets the whole.
 
     Every rank goes on to compute the same loss from the sum, so the gradient of its own part is the gradient of the sum: backward is
@@ -34,7 +35,7 @@ def sum_over_context(partial: torch.Tensor, group: dist.ProcessGroup) -> torch.T
     return partial if group.size() == 1 else _SumForwardIdentityBackward.apply(partial, group)
 
 
-def gather_sequence(shard: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+def gather_sequence(shard: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """Gather zigzag shards into sequence order, ``[s/cp, ..] -> [s, ..]``. Not differentiable: attention writes its own backward.
 
     Parallel: all-gather over the context group.
@@ -46,7 +47,7 @@ def gather_sequence(shard: torch.Tensor, group: dist.ProcessGroup) -> torch.Tens
     return zigzag_join(flat.unflatten(0, (group.size(), shard.size(0))))
 
 
-def reduce_scatter_sequence(whole: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+def reduce_scatter_sequence(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """Sum over ranks and keep this rank's zigzag shard, ``[s, ..] -> [s/cp, ..]``: the transpose of `gather_sequence`.
 
     Parallel: reduce-scatter over the context group.
@@ -59,7 +60,7 @@ def reduce_scatter_sequence(whole: torch.Tensor, group: dist.ProcessGroup) -> to
     return shard
 
 
-def broadcast_from_first(tensors: list[torch.Tensor] | None, group: dist.ProcessGroup, device: torch.device) -> list[torch.Tensor]:
+def broadcast_from_first(tensors: list[torch.Tensor] | None, group: ProcessGroup, device: torch.device) -> list[torch.Tensor]:
     """Give every rank of a group the tensors of its first rank.
 
     Args:
@@ -117,17 +118,45 @@ def _unflatten(described: list[int], whole: torch.Tensor, real: torch.Tensor) ->
     return tensors
 
 
+def reduce_sum(tensor: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """Sum over a group, in place; not differentiable.
+
+    Parallel: all-reduce over ``group``.
+    """
+    if group.size() > 1:
+        dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def reduce_max(tensor: torch.Tensor, group: ProcessGroup | None = None) -> torch.Tensor:
+    """Largest over a group (the world by default), in place; not differentiable.
+
+    Parallel: all-reduce over ``group``.
+    """
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=group)
+    return tensor
+
+
+def broadcast_from_last(tensor: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """Give every rank of a group the tensor of its last rank, in place (of a pipeline group: the stage that knows the loss).
+
+    Parallel: broadcast over ``group``.
+    """
+    if group.size() > 1:
+        dist.broadcast(tensor, dist.get_global_rank(group, group.size() - 1), group=group)
+    return tensor
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether ``flag`` holds on any rank of the world.
 
     Parallel: all-reduce over the world.
     """
-    raised = torch.tensor(float(flag), device=device)
-    dist.all_reduce(raised, dist.ReduceOp.MAX)
-    return bool(raised.item())
+    return bool(reduce_max(torch.tensor(float(flag), device=device)).item())
 
 
-def gather_objects(value: object, group: dist.ProcessGroup | None = None) -> list[Any]:
+def gather_objects(value: object, group: ProcessGroup | None = None) -> list[Any]:
     """Every rank's small Python value, in rank order, on every rank.
 
     Parallel: all-gather over ``group`` (the world by default).

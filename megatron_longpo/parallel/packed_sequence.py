@@ -40,11 +40,12 @@ class Chain:
 def ancestors(chains: Sequence[Chain], index: int) -> list[tuple[int, int]]:
     """Ranges of rows that every token of a chain sees outside the chain itself, earliest first."""
     ranges = []
-    parent, attach = chains[index].parent, chains[index].attach
-    while parent is not None:
-        if attach:
-            ranges.append((chains[parent].start, chains[parent].start + attach))
-        parent, attach = chains[parent].parent, chains[parent].attach
+    chain = chains[index]
+    while chain.parent is not None:
+        parent = chains[chain.parent]
+        if chain.attach:
+            ranges.append((parent.start, parent.start + chain.attach))
+        chain = parent
     return ranges[::-1]
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
-from torch import distributed as dist
 
 from megatron_longpo.data.batch import RankBatch
 from megatron_longpo.losses.objective import PolicySums
-from megatron_longpo.parallel.collectives import gather_objects, sum_over_context
+from megatron_longpo.parallel.collectives import ProcessGroup, gather_objects, sum_over_context
+from megatron_longpo.parallel.pipeline import run_schedule
 from megatron_longpo.parallel.state import ParallelState
 
 
-def policy_sums(log_probs: Tensor, batch: RankBatch, cp_group: dist.ProcessGroup) -> PolicySums:
+def policy_sums(log_probs: Tensor, batch: RankBatch, cp_group: ProcessGroup) -> PolicySums:
     """Sum a rank's per-row log-probs by pair and turn, then over the context group.
 
     Args:
@@ -68,31 +66,3 @@ def score_batches(model: Sequence[torch.nn.Module], batches: Sequence[RankBatch]
     reported = run_schedule(forward, model, batches, forward_only=True)
     scored = [report["sums"] for report in reported]
     return next(found for found in gather_objects(scored, state.pp_group) if found)
-
-
-def run_schedule(
-    forward_step: Callable[..., Any], model: Sequence[torch.nn.Module], batches: Sequence[RankBatch], *, forward_only: bool
-) -> list[dict[str, Any]]:
-    """Run Megatron-Core's pipeline schedule over batches; every model chunk reads the same ones.
-
-    An interleaved schedule takes a multiple of the pipeline size; a forward-only pass is filled up with the last batch, and what the filling
-    reports is dropped.
-
-    Returns:
-        What the loss function returned beside the loss, one entry a micro-batch, on the last stage; an empty list elsewhere.
-    """
-    schedule = get_forward_backward_func()
-    stages = model[0].config.pipeline_model_parallel_size
-    filling = -len(batches) % stages if forward_only and len(model) > 1 else 0
-    filled = [*batches, *[batches[-1]] * filling]
-    with torch.no_grad() if forward_only else torch.enable_grad():
-        reported = schedule(
-            forward_step_func=forward_step,
-            data_iterator=[iter(filled) for _ in model] if len(model) > 1 else iter(filled),
-            model=list(model) if len(model) > 1 else model[0],
-            num_microbatches=len(filled),
-            seq_length=max(batch.packed.length for batch in batches),
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
-    return reported[: len(batches)]

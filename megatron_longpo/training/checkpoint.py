@@ -20,7 +20,15 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-from megatron_longpo.conversion.record import RELEASE, TRACKER_FILE, ModelRecord, copy_assets, find_iteration, sync_folder, write_text
+from megatron_longpo.conversion.record import (
+    RELEASE,
+    TRACKER_FILE,
+    ModelRecord,
+    copy_assets,
+    find_iteration,
+    sync_folder,
+    write_text,
+)
 from megatron_longpo.conversion.safe_metadata import check_metadata, read_metadata
 from megatron_longpo.models.gpt import LogProbGPTModel
 from megatron_longpo.parallel.state import ParallelState
@@ -70,8 +78,10 @@ def _load_model(model: Sequence[LogProbGPTModel], loaded: dict[str, Any]) -> Non
 
 
 def _random_state(state: ParallelState) -> ShardedObject:
-    """Random states of this model-parallel position: the generator's and the tracker's. The key names the sizes, so that another
-    layout, to which these states mean nothing, does not find them."""
+    """Random states of this model-parallel position: the generator's and the tracker's.
+
+    The key names the sizes, so that another layout, to which these states mean nothing, does not find them.
+    """
     position = (state.pp_group.rank(), state.tp_group.rank())
     sizes = (state.pp_group.size(), state.tp_group.size())
     states = {"torch": torch.get_rng_state(), "tracker": dict(get_cuda_rng_tracker().get_states())}

@@ -61,7 +61,7 @@ class RunLog:
         temporary = Path(f"{path}.tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed in close()
+        self._file = open(path, "a", encoding="utf-8")
 
     def _open_tensorboard(self, config: RunConfig, first_iteration: int) -> None:
         folder = config.logging.tensorboard_dir or (config.checkpoint.save and os.path.join(config.checkpoint.save, "tensorboard"))

@@ -11,14 +11,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.loader import rank_batches
 from megatron_longpo.data.sampler import PreferenceBatchSampler
 from megatron_longpo.parallel import cpu_backend
-from megatron_longpo.parallel.collectives import any_rank
+from megatron_longpo.parallel.collectives import any_rank, reduce_max, reduce_sum
 from megatron_longpo.training.checkpoint import Checkpointer, TrainState
 from megatron_longpo.training.data import RunData, packing_options
 from megatron_longpo.training.logs import RunLog, peak_memory_bytes
@@ -38,7 +37,7 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = True
 
 
@@ -123,10 +122,9 @@ def _iterate(run: Run, micro_batches: Any, iteration: int) -> dict[str, Any]:
         raise UserError(_non_finite(run, iteration, error)) from None
     rows = torch.tensor([sum(batch.packed.length for batch in batches)], dtype=torch.float64, device=cpu_backend.device())
     worst = torch.tensor([time.monotonic() - started, float(peak_memory_bytes())], dtype=torch.float64, device=cpu_backend.device())
-    dist.all_reduce(rows, group=state.dp_group)
-    dist.all_reduce(worst, dist.ReduceOp.MAX)
-    seconds, memory = worst.tolist()
-    speed = {"seconds": seconds, "tokens_per_second": rows.item() / seconds, "peak_memory_bytes": int(memory)}
+    tokens = reduce_sum(rows, state.dp_group).item()
+    seconds, memory = reduce_max(worst).tolist()
+    speed = {"seconds": seconds, "tokens_per_second": tokens / seconds, "peak_memory_bytes": int(memory)}
     return {**metrics, "learning_rate": rate, **speed}
 
 

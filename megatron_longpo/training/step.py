@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from torch import Tensor
-from torch import distributed as dist
 
 from megatron_longpo.config.schema import ObjectiveConfig, RunConfig
 from megatron_longpo.data.batch import RankBatch
@@ -19,9 +18,10 @@ from megatron_longpo.losses.metrics import metric_means, metric_names, metric_su
 from megatron_longpo.losses.objective import longpo_objective
 from megatron_longpo.models.gpt import LogProbGPTModel
 from megatron_longpo.parallel import cpu_backend
-from megatron_longpo.parallel.collectives import any_rank, gather_objects
+from megatron_longpo.parallel.collectives import any_rank, broadcast_from_last, gather_objects, reduce_sum
+from megatron_longpo.parallel.pipeline import run_schedule
 from megatron_longpo.parallel.state import ParallelState
-from megatron_longpo.reference.scoring import policy_sums, run_schedule
+from megatron_longpo.reference.scoring import policy_sums
 
 
 class NonFiniteLossError(RuntimeError):
@@ -131,10 +131,7 @@ def reduce_reports(reported: list[dict[str, Any]], context: StepContext) -> dict
     totals = torch.zeros(len(metric_names(context.max_turns)), 2, dtype=torch.float64, device=device)
     for report in reported:
         totals += report["metrics"]
-    if state.dp_group.size() > 1:
-        dist.all_reduce(totals, group=state.dp_group)
-    if state.pp_group.size() > 1:
-        dist.broadcast(totals, dist.get_global_rank(state.pp_group, state.pp_group.size() - 1), group=state.pp_group)
+    totals = broadcast_from_last(reduce_sum(totals, state.dp_group), state.pp_group)
     return metric_means(totals, context.max_turns)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.batch import RankBatch
 from megatron_longpo.data.loader import SampleId, rank_batches
-from megatron_longpo.reference.scoring import run_schedule
+from megatron_longpo.parallel.pipeline import run_schedule
 from megatron_longpo.training.data import RunData, packing_options
 from megatron_longpo.training.reference import RunReference
 from megatron_longpo.training.step import StepContext, batch_loss, reduce_reports

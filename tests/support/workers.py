@@ -49,7 +49,7 @@ def _serve(rank: int, world_size: int, rendezvous: str, pipe: Connection) -> Non
         function, arguments = task
         try:
             pipe.send((True, function(*arguments)))
-        except BaseException:  # noqa: BLE001  whatever it was, the parent shows it
+        except BaseException:
             pipe.send((False, traceback.format_exc()))
 
 

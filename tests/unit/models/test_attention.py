@@ -97,7 +97,9 @@ def test_cuda_operators_accept_the_arguments_they_are_given(causal: bool) -> Non
         query = torch.empty(1, 8, 64, 64, device="cuda", dtype=torch.bfloat16)
         key = torch.empty(1, 8, 64, 64, device="cuda", dtype=torch.bfloat16)
         out, lse = block_forward(query, key, key, causal=causal, scale=0.125)
-        assert out.shape == query.shape and out.dtype == torch.bfloat16
-        assert lse.shape == (1, 8, 64) and lse.dtype == torch.float32
+        assert out.shape == query.shape
+        assert out.dtype == torch.bfloat16
+        assert lse.shape == (1, 8, 64)
+        assert lse.dtype == torch.float32
         grads = block_backward(out, query, key, key, out, lse, causal=causal, scale=0.125)
         assert [grad.shape for grad in grads] == [query.shape, key.shape, key.shape]

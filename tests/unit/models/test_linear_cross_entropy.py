@@ -66,7 +66,8 @@ def test_hidden_states_are_not_overwritten_and_backward_can_be_repeated() -> Non
     first = hidden.grad.clone()
     hidden.grad = None
     log_probs.sum().backward()
-    assert torch.equal(first, hidden.grad) and torch.equal(before, hidden.detach())
+    assert torch.equal(first, hidden.grad)
+    assert torch.equal(before, hidden.detach())
 
 
 MEASURE = """

@@ -33,7 +33,8 @@ def test_tables_equal_hugging_face_s_bit_for_bit(scaling: RopeScaling | None, pa
     positions = torch.tensor([0, 1, 2, 1000, 131071, 7])
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1, 6, 128), positions[None])
     ours = rotary_tables(positions, inverse_frequencies(64, base, scaling))
-    assert torch.equal(ours[0], cos[0]) and torch.equal(ours[1], sin[0])
+    assert torch.equal(ours[0], cos[0])
+    assert torch.equal(ours[1], sin[0])
 
 
 def test_scores_depend_on_the_distance_only() -> None:
