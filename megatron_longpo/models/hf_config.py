@@ -154,8 +154,8 @@ def _head_dim(config: dict[str, Any], family: Family, where: str) -> int:
 
 
 def _rope(config: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    # transformers 5 writes one object; older files have rope_theta and, where frequencies are scaled, rope_scaling
-    parameters = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
+    # transformers 5 writes one object; older files have rope_theta and, where frequencies are scaled, rope_scaling, which wins
+    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if any(isinstance(value, dict) for value in parameters.values()):
         raise UserError(f"{where}: rope_parameters that differ from layer to layer are not supported: {sorted(parameters)}")
     if parameters.get("partial_rotary_factor", 1) != 1:
