@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.support.hf_models import make_hf_model
 
 ROOT = Path(__file__).parents[3]
