@@ -1,7 +1,7 @@
 """Compute the reference's log-probs of every answer once, and keep them beside the dataset.
 
-The reference reads each turn's short context alone, with its own RoPE base (LongPO), or the long chat (--reference-context long). Runs in
-any layout under torchrun; a run that was interrupted goes on; a finished cache is left alone:
+The reference reads each turn's short context alone, with its own RoPE base (LongPO), or the long chat (--reference-context
+long). Runs in any layout under torchrun; a run that was interrupted goes on; a finished cache is left alone:
 
     python tools/precompute_reference_logprobs.py --reference-checkpoint checkpoints/mistral --data-path data/books
     torchrun --nproc-per-node 8 tools/precompute_reference_logprobs.py --tensor-model-parallel-size 2 ...
@@ -13,8 +13,12 @@ import argparse
 import os
 
 from megatron_longpo.config.cli import add_config_group, read_config_group
+from megatron_longpo.config.fields import fields_by_name
 from megatron_longpo.config.schema import ParallelConfig, ReferenceConfig, TrainingConfig
 from megatron_longpo.utils.errors import UserError, run_command
+
+# settings of the layout that mean nothing without training
+TRAINING_ONLY = ("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,9 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data-path", nargs="+", required=True, metavar="PREFIX", help="dataset prefixes")
     parser.add_argument("--overwrite", action="store_true", help="replace a cache that was computed from something else")
-    parser.add_argument("--bf16", action="store_true", help=TrainingConfig.__dataclass_fields__["bf16"].metadata.get("help"))
-    for group in (ReferenceConfig, ParallelConfig):
-        add_config_group(parser, group)
+    parser.add_argument("--bf16", action="store_true", help=fields_by_name()["bf16"].doc)
+    add_config_group(parser, ReferenceConfig, omit=("reference",))
+    add_config_group(parser, ParallelConfig, omit=TRAINING_ONLY)
     return parser
 
 

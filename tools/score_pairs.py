@@ -17,7 +17,14 @@ from megatron_longpo.config.cli import add_config_group, read_config_group
 from megatron_longpo.config.schema import DataConfig, ModelConfig, ObjectiveConfig, ParallelConfig, ReferenceConfig, RunConfig
 from megatron_longpo.utils.errors import UserError, run_command
 
-GROUPS = (ModelConfig, ParallelConfig, DataConfig, ObjectiveConfig, ReferenceConfig)
+# each group, and its settings that mean nothing without training
+GROUPS = {
+    ModelConfig: ("random_init", "max_position_embeddings"),
+    ParallelConfig: ("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather"),
+    DataConfig: ("split", "drop_last"),
+    ObjectiveConfig: (),
+    ReferenceConfig: (),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file of the metrics; they are printed in any case")
-    for group in GROUPS:
-        add_config_group(parser, group)
+    for group, omit in GROUPS.items():
+        add_config_group(parser, group, omit=omit)
     return parser
 
 

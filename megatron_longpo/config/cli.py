@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -67,14 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_config_group(parser: argparse.ArgumentParser, cls: type) -> None:
+def add_config_group(parser: argparse.ArgumentParser, cls: type, *, omit: Collection[str] = ()) -> None:
     """Add the flags of one group of the schema, e.g. `ParallelConfig`, to any command's parser.
 
-    Flags that are not given leave nothing in the namespace; `read_config_group` puts the defaults in.
+    Flags that are not given leave nothing in the namespace; `read_config_group` puts the defaults in. Settings in ``omit``, which mean nothing to
+    the command, get no flag.
     """
     arguments = parser.add_argument_group(group_name(cls), description=(cls.__doc__ or "").strip())
     for info in group_fields(group_name(cls)):
-        _add_flag(arguments, info)
+        if info.name not in omit:
+            _add_flag(arguments, info)
 
 
 def read_config_group(namespace: argparse.Namespace, cls: type[Group]) -> Group:

@@ -12,6 +12,8 @@ from typing import Literal
 NllScope = Literal["all", "no-template", "answers"]
 TurnAggregation = Literal["sum", "per-turn"]
 ReferenceContext = Literal["short", "long"]
+LrDecayStyle = Literal["cosine", "linear", "constant"]
+RecomputeGranularity = Literal["full", "selective"]
 
 
 def choices(default: object, *values: str) -> object:
@@ -29,7 +31,8 @@ class ModelConfig:
     """Where the model comes from, and what overrides its own description."""
 
     pretrained_checkpoint: str | None = None
-    """Native checkpoint directory that training starts from (made by checkpoint_conversion/hf_to_mcore.py, or an earlier run). Its
+    """Native checkpoint directory that training starts from (made by checkpoint_conversion/hf_to_mcore.py, or an earlier
+    run). Its
     architecture is read from there. Ignored, apart from the reference record, when --load finds a checkpoint to resume."""
     num_layers: int | None = None
     """Override: number of transformer layers."""
@@ -91,7 +94,7 @@ class DataConfig:
     drop_last: bool = True
     """With --num-epochs: leave out the last incomplete global batch; --no-drop-last fills it from the next epoch."""
     prefix_sharing: bool = True
-    """Encode the tokens that chosen and rejected have in common once. --no-prefix-sharing keeps two sequences (same result, slower)."""
+    """Encode the tokens that chosen and rejected have in common once; --no-prefix-sharing: two sequences, same result, slower."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,10 +141,10 @@ class OptimizerConfig:
     """Peak learning rate (paper: 5e-7)."""
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["cosine", "linear", "constant"] = choices("cosine", "cosine", "linear", "constant")  # type: ignore[assignment]
+    lr_decay_style: LrDecayStyle = choices("cosine", "cosine", "linear", "constant")  # type: ignore[assignment]
     """Shape of the decay after the warm-up."""
     lr_warmup_fraction: float | None = None
-    """Share of the training over which the learning rate rises linearly from zero. Default: 0.1 unless --lr-warmup-iters is given."""
+    """Share of the training over which the learning rate rises from zero. Default: 0.1 unless --lr-warmup-iters is given."""
     lr_warmup_iters: int | None = None
     """Iterations over which the learning rate rises linearly from zero. Excludes --lr-warmup-fraction."""
     weight_decay: float = 0.0
@@ -180,7 +183,7 @@ class TrainingConfig:
     """Seed of the data order, of the split and of random initialisation."""
     bf16: bool = False
     """Compute in bfloat16 with fp32 main weights and gradients (needs a GPU or a CPU with native bf16)."""
-    recompute_granularity: Literal["full", "selective"] | None = choices(None, "full", "selective")  # type: ignore[assignment]
+    recompute_granularity: RecomputeGranularity | None = choices(None, "full", "selective")  # type: ignore[assignment]
     """Recompute whole layers, or the core attention only, in the backward pass."""
     recompute_num_layers: int = 1
     """With --recompute-granularity full: layers in one recomputed unit."""
@@ -201,7 +204,7 @@ class CheckpointConfig:
     save: str | None = None
     """Directory that checkpoints are written to."""
     load: str | None = None
-    """Directory to resume from (usually the same as --save). When it holds no checkpoint the run starts from --pretrained-checkpoint."""
+    """Directory to resume from (usually the same as --save). Without a checkpoint there, the run starts anew."""
     save_interval: int | None = None
     """Iterations between checkpoints; one is written at the end in any case."""
     keep_checkpoints: int | None = None

@@ -70,7 +70,7 @@ class PreferenceBatch:
         return cls(chains=chains, **values)
 
     def slice_context(self, cp_size: int, cp_rank: int) -> RankBatch:
-        """The rows that one context-parallel rank holds. Labels and maps were made on the whole sequence, so no target is lost."""
+        """The rows that one context-parallel rank holds. Labels were shifted on the whole sequence, so no target is lost."""
         rows = {
             name: zigzag_slice(getattr(self, name), cp_size, cp_rank)
             for name in ("tokens", "labels", "position_ids", "nll_pair", "chosen_turn", "rejected_turn")

@@ -1,4 +1,4 @@
-"""Micro-batches on the ranks that need them: read and packed once a tensor-parallel group, broadcast, sliced for context parallelism."""
+"""Micro-batches on the ranks that need them: packed once a tensor-parallel group, broadcast, sliced for context parallelism."""
 
 from __future__ import annotations
 

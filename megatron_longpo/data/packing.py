@@ -2,9 +2,9 @@
 
 Shift and masks are made here, once, on the whole sequence; nothing downstream moves a label.
 
-The last prefix row predicts the first token of *both* tails, but a row has one label. So the rejected tail starts with a copy of the
-last prefix token: same token, same position ``P-1``, attached to the first ``P-1`` prefix tokens, hence the same hidden state, with the first
-rejected token as its label.
+The last prefix row predicts the first token of *both* tails, but a row has one label. So the rejected tail starts with a copy
+of the last prefix token: same token, same position ``P-1``, attached to the first ``P-1`` prefix tokens, hence the same hidden
+state, with the first rejected token as its label.
 """
 
 from __future__ import annotations
@@ -187,5 +187,3 @@ def short_pairs(pair: PreferencePair) -> list[PreferencePair]:
         PreferencePair(f"{pair.document_id}#{turn}", chosen, rejected, (), (), ())
         for turn, (chosen, rejected) in enumerate(zip(pair.short_chosen, pair.short_rejected, strict=True))
     ]
-
-

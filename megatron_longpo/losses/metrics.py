@@ -43,9 +43,10 @@ def metric_sums(
         max_turns: turns of the longest pair of the run, so that every rank has the same rows.
 
     Returns:
-        ``[metrics, 2]`` float64: rows in the order of `metric_names`. Means over pairs; ``kl/short_to_long`` is a mean over chosen answer
-        tokens of ``logp_ref - logp_policy``, an estimate of KL(reference on short || policy on long); a turn's margin is a mean over the
-        pairs that have the turn. Without a reference the rows of rewards have denominator 0.
+        ``[metrics, 2]`` float64: rows in the order of `metric_names`. Means over pairs; ``kl/short_to_long`` is a mean over
+        chosen answer
+        tokens of ``logp_ref - logp_policy``, an estimate of KL(reference on short || policy on long); a turn's margin is a
+        mean over the pairs that have the turn. Without a reference the rows of rewards have denominator 0.
     """
     exists = turn_mask > 0
     known = exists & ~reference_logps.isnan().any(-1)

@@ -1,7 +1,7 @@
 """The core attention: planned blocks, exact with a shared prefix, over any context-parallel size and head count.
 
-Keys and values are gathered over the context group into sequence order, used by one plan, and dropped; the backward gathers them again,
-so that no layer keeps more than its own shard.
+Keys and values are gathered over the context group into sequence order, used by one plan, and dropped; the backward gathers
+them again, so that no layer keeps more than its own shard.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
 
 
 class _Merged:
-    """Running output and log-sum-exp of blocks, fp32 (fp64 for fp64). Rows seen for the first time are copied, later ones merged."""
+    """Running output and log-sum-exp of blocks, fp32 (fp64 for fp64). A row's first block is copied, later ones are merged."""
 
     def __init__(self, query: Tensor) -> None:
         batch, heads, rows, dim = query.shape
@@ -107,9 +107,12 @@ class PlannedAttention(torch.autograd.Function):
         for block in ctx.plan.blocks:
             rows, keys = slice(block.q_start, block.q_end), slice(block.k_start, block.k_end)
             block_grads = block_backward(
-                grad[:, :, rows], query[:, :, rows], all_keys[:, :, keys], all_values[:, :, keys], out[:, :, rows], lse[:, :, rows],
-                causal=block.causal, scale=ctx.scale,
-            )  # fmt: skip
+                *(states[:, :, rows] for states in (grad, query)),
+                *(states[:, :, keys] for states in (all_keys, all_values)),
+                *(states[:, :, rows] for states in (out, lse)),
+                causal=block.causal,
+                scale=ctx.scale,
+            )
             d_query[:, :, rows] += block_grads[0]
             d_keys[:, :, keys] += block_grads[1]
             d_values[:, :, keys] += block_grads[2]
@@ -136,8 +139,8 @@ def _scatter_key_values(d_keys: Tensor, d_values: Tensor, group: ProcessGroup) -
 class PackedCoreAttention(MegatronModule):
     """Core attention for Megatron-Core's layer specs.
 
-    Rotates queries and keys by their packed positions, then attends by the micro-batch's plan. Constructor and ``forward`` have the
-    signature that Megatron-Core calls a core attention with.
+    Rotates queries and keys by their packed positions, then attends by the micro-batch's plan. Constructor and ``forward``
+    have the signature that Megatron-Core calls a core attention with.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Which keys each query of a packed sequence sees, as a short list of rectangular blocks. Pure arithmetic.
 
-Every backend agrees on two kinds of block only: unmasked, and causal with as many queries as keys (libraries differ in how they align a
-causal mask of unequal lengths). The planner emits nothing else. Each block is one call of a flash kernel; blocks of the same queries
-are merged by their log-sum-exp.
+Every backend agrees on two kinds of block only: unmasked, and causal with as many queries as keys (libraries differ in how
+they align a
+causal mask of unequal lengths). The planner emits nothing else. Each block is one call of a flash kernel; blocks of the same
+queries are merged by their log-sum-exp.
 """
 
 from __future__ import annotations

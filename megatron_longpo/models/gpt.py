@@ -24,8 +24,8 @@ from megatron_longpo.parallel.state import ParallelState
 class LogProbGPTModel(GPTModel):
     """GPTModel whose ``forward`` takes a `PackedInput` and whose last stage returns per-row log-probs.
 
-    Parameters, checkpoint names and pipeline hand-over are GPTModel's own. Rotation happens in the core attention, by packed positions, so the
-    model is built without position embeddings of its own.
+    Parameters, checkpoint names and pipeline hand-over are GPTModel's own. Rotation happens in the core attention, by packed
+    positions, so the model is built without position embeddings of its own.
     """
 
     def __init__(
@@ -75,7 +75,9 @@ class LogProbGPTModel(GPTModel):
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        weight = (
+            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        )
         shard = VocabShard.of(weight.size(0), self.architecture.vocab_size, group)
         return linear_log_probs(hidden[:, 0], weight, labels, shard, self.logit_chunk_size)
 

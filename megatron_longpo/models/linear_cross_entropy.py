@@ -1,8 +1,9 @@
 """Log-probabilities of targets straight from hidden states, without ``[s, v]`` logits.
 
-The negative log-likelihood covers every token of a document, so logits for a whole sequence would be the largest tensor of a run by far
-(128K tokens x 32K words in fp32: 17 GB, several times over). Rows are processed in chunks; forward keeps one number a row, the log-sum-exp, and
-backward computes each chunk's logits again.
+The negative log-likelihood covers every token of a document, so logits for a whole sequence would be the largest tensor of a
+run by far
+(128K tokens x 32K words in fp32: 17 GB, several times over). Rows are processed in chunks; forward keeps one number a row,
+the log-sum-exp, and backward computes each chunk's logits again.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _valid_chunks(valid: Tensor, chunk_size: int) -> list[Tensor | slice]:
 
 
 def _local_column(labels: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
-    """Column of each label in this shard and whether it is held here. Not by comparing the column with 0: word ``start`` has column 0."""
+    """Column of each label in this shard, and whether it is held here: a mask of its own, since word ``start`` has column 0."""
     column = labels - shard.start
     held = (column >= 0) & (column < shard.size)
     return column.clamp(0, max(shard.size - 1, 0)), held
@@ -120,7 +121,7 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor, shard: Voca
     Returns:
         ``[s]`` in fp32 (fp64 for fp64 input); 0 where the label is `IGNORE_INDEX`.
 
-    Parallel: two all-reduces of ``[s]`` over the tensor group forward; none backward: the gradient of ``hidden`` is this rank's part, to be summed
-    by whatever brought ``hidden`` into the tensor-parallel region.
+    Parallel: two all-reduces of ``[s]`` over the tensor group forward; none backward: the gradient of ``hidden`` is this
+    rank's part, to be summed by whatever brought ``hidden`` into the tensor-parallel region.
     """
     return _LinearLogProbs.apply(hidden, weight, labels, shard, chunk_size)

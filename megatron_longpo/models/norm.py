@@ -1,4 +1,4 @@
-"""RMSNorm for the local layer spec, with sequence parallelism (Megatron-Core's own wrapper refuses it without Transformer Engine)."""
+"""RMSNorm for the local layer spec, with sequence parallelism, which Megatron-Core's own wrapper refuses."""
 
 from __future__ import annotations
 

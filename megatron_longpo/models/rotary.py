@@ -1,6 +1,7 @@
 """Rotary position embedding for packed positions.
 
-Megatron-Core's GPTModel makes its own positions (``arange``); a packed sequence restarts them, so queries and keys are rotated inside the
+Megatron-Core's GPTModel makes its own positions (``arange``); a packed sequence restarts them, so queries and keys are
+rotated inside the
 core attention. Angles are computed in fp32, as Hugging Face does: at long range a more precise angle would be a different model.
 """
 

@@ -44,9 +44,10 @@ def build_transformer_config(
 ) -> TransformerConfig:
     """Settings of every module of the model.
 
-    Lengths vary from one micro-batch to the next, so pipeline stages exchange shapes (``variable_seq_lengths``); Megatron-Core then asks for
-    the all-to-all MoE dispatcher even of a dense model. Interleaved schedules must not batch their sends: two sends to one peer would
-    be matched in the wrong order.
+    Lengths vary from one micro-batch to the next, so pipeline stages exchange shapes (``variable_seq_lengths``);
+    Megatron-Core then asks for
+    the all-to-all MoE dispatcher even of a dense model. Interleaved schedules must not batch their sends: two sends to one
+    peer would be matched in the wrong order.
     """
     dtype = torch.bfloat16 if training.bf16 else torch.float32
     engine = uses_transformer_engine()

@@ -1,1 +1,1 @@
-"""Everything that knows a rank: groups, sharding of a sequence, collectives, and the CPU's stand-in for CUDA. Start with `state`."""
+"""Everything that knows a rank: groups, sharding, collectives, and the CPU's stand-in for CUDA. Start with `state`."""

@@ -1,7 +1,7 @@
 """Zigzag sharding of a sequence over the context-parallel group: index arithmetic only, no communication.
 
-The packed sequence is cut into ``2 * cp`` equal chunks and rank ``r`` holds chunks ``r`` and ``2 * cp - 1 - r``. Causal attention then
-costs every rank the same: one early and one late chunk.
+The packed sequence is cut into ``2 * cp`` equal chunks and rank ``r`` holds chunks ``r`` and ``2 * cp - 1 - r``. Causal
+attention then costs every rank the same: one early and one late chunk.
 """
 
 from __future__ import annotations

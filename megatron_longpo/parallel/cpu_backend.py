@@ -1,12 +1,13 @@
 """Let Megatron-Core run on a CPU with gloo. Inert where CUDA exists; the only module that patches a library.
 
-Megatron-Core names CUDA in its schedules, its gradient buffers, its optimizers and its random-state tracker, without a switch. On a
-machine without CUDA every one of those calls has an obvious CPU meaning, given here once:
+Megatron-Core names CUDA in its schedules, its gradient buffers, its optimizers and its random-state tracker, without a
+switch. On a machine without CUDA every one of those calls has an obvious CPU meaning, given here once:
 
 * ``torch.cuda.current_device()`` is used as the ``device=`` of new tensors: answer with the CPU device.
 * ``torch.cuda.synchronize`` and streams order work that a CPU runs in order anyway: do nothing.
 * ``device="cuda"`` written out in tensor factories, and ``pin_memory``: drop both. Plain function wrappers, not a
-  ``TorchFunctionMode``: a mode is switched off inside ``Tensor.backward()``, where activation recomputation runs the forward again.
+  ``TorchFunctionMode``: a mode is switched off inside ``Tensor.backward()``, where activation recomputation runs the forward
+  again.
 * ``Tensor.type()``: optimizers sort gradients by comparing it with ``"torch.cuda.FloatTensor"``: answer with the CUDA spelling.
 * the CUDA random-state tracker: keep its states with the CPU generator. Left alone it does not fail: it queues a closure and a
   stack trace for a CUDA initialisation that never comes.

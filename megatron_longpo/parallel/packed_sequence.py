@@ -1,6 +1,7 @@
 """The layout of a packed sequence: chains of rows, and what a model needs to read one rank's part of it.
 
-Token ``i`` of a chain sees tokens ``0..i`` of its own chain and the first ``attach`` tokens of its parent chain, and through the parent what
+Token ``i`` of a chain sees tokens ``0..i`` of its own chain and the first ``attach`` tokens of its parent chain, and through
+the parent what
 those see. A preference pair is two chains: ``[prefix | chosen tail]``, and the rejected tail attached to the prefix. Pairs packed
 together are further chains without a parent.
 """

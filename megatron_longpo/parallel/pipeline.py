@@ -26,8 +26,8 @@ def run_schedule(
 ) -> list[dict[str, Any]]:
     """Run Megatron-Core's pipeline schedule over batches; every model chunk reads the same ones.
 
-    An interleaved schedule takes a multiple of the pipeline size; a forward-only pass is filled up with the last batch, and what the filling
-    reports is dropped.
+    An interleaved schedule takes a multiple of the pipeline size; a forward-only pass is filled up with the last batch, and
+    what the filling reports is dropped.
 
     Returns:
         What the loss function returned beside the loss, one entry a micro-batch, on the last stage; an empty list elsewhere.

@@ -92,7 +92,8 @@ def initialize(
     if world_size % model_size:
         raise UserError(
             f"{world_size} processes do not divide into tensor {config.tensor_model_parallel_size} x pipeline "
-            f"{config.pipeline_model_parallel_size} x context {config.context_parallel_size} = {model_size}; start a multiple of {model_size}"
+            f"{config.pipeline_model_parallel_size} x context {config.context_parallel_size} = {model_size}; "
+            f"start a multiple of {model_size}"
         )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
@@ -120,7 +121,9 @@ def _join(config: ParallelConfig, init_method: str) -> None:
     if cpu_backend.has_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(cpu_backend.communication_backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(
+            cpu_backend.communication_backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+        )
     else:
         dist.init_process_group(
             cpu_backend.communication_backend(), init_method=init_method, rank=rank, world_size=world_size, timeout=timeout

@@ -109,7 +109,9 @@ class ReferenceCache:
                 values: dict[str, Any] = json.loads(str(arrays["fingerprint"]))
                 return cls(ReferenceFingerprint(**values), arrays["offsets"], arrays["logps"], arrays["tokens"])
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise UserError(f"{path}: not a reference cache ({error}); run tools/precompute_reference_logprobs.py again") from error
+            raise UserError(
+                f"{path}: not a reference cache ({error}); run tools/precompute_reference_logprobs.py again"
+            ) from error
 
     @classmethod
     def load(cls, prefix: str, expected: ReferenceFingerprint) -> ReferenceCache:
@@ -126,7 +128,8 @@ class ReferenceCache:
         different = cache.fingerprint.differences(expected)
         if different:
             parts = "; ".join(
-                f"{name}: cache has {getattr(cache.fingerprint, name)}, this run needs {getattr(expected, name)}" for name in different
+                f"{name}: cache has {getattr(cache.fingerprint, name)}, this run needs {getattr(expected, name)}"
+                for name in different
             )
             raise UserError(f"{path}: computed from another {' and '.join(different)} ({parts}); {cure} and --overwrite")
         if cache.missing():

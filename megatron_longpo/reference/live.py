@@ -1,4 +1,4 @@
-"""Reference log-probs of pairs under a frozen model: what the cache is filled with, and what a live reference computes in the run."""
+"""Reference log-probs of pairs under a frozen model: what fills the cache, and what a live reference computes in the run."""
 
 from __future__ import annotations
 

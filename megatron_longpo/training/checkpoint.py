@@ -1,7 +1,7 @@
-"""Native checkpoints: Megatron-Core's distributed format, written so that a kill at any instant leaves the last whole one loadable.
+"""Native checkpoints in Megatron-Core's distributed format; a kill at any instant leaves the last whole one loadable.
 
-A checkpoint is written under a temporary name and renamed when whole; the tracker file is replaced after that, old checkpoints are deleted
-last. Anything that a killed run left under a temporary name is removed by the next save.
+A checkpoint is written under a temporary name and renamed when whole; the tracker file is replaced after that, old
+checkpoints are deleted last. Anything that a killed run left under a temporary name is removed by the next save.
 """
 
 from __future__ import annotations
@@ -92,7 +92,12 @@ class Checkpointer:
     """Saves and loads everything that a run needs to go on."""
 
     def __init__(
-        self, model: Sequence[DistributedDataParallel], optimizer: Any, state: ParallelState, record: ModelRecord, config_text: str
+        self,
+        model: Sequence[DistributedDataParallel],
+        optimizer: Any,
+        state: ParallelState,
+        record: ModelRecord,
+        config_text: str,
     ) -> None:
         """Take what is saved.
 
@@ -193,6 +198,7 @@ def has_checkpoint(directory: str | None) -> bool:
     if directory is None or not (Path(directory) / TRACKER_FILE).exists():
         return False
     if (Path(directory) / TRACKER_FILE).read_text(encoding="utf-8").strip() == RELEASE:
-        raise UserError(f"{directory}: holds converted weights without training state; give it as --pretrained-checkpoint, not as --load")
+        raise UserError(
+            f"{directory}: holds converted weights without training state; give it as --pretrained-checkpoint, not as --load"
+        )
     return True
-

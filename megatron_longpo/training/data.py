@@ -80,15 +80,15 @@ def open_data(config: DataConfig, seed: int, architecture: ModelArchitecture) ->
 def _check_fit(dataset: PreferenceDataset, config: DataConfig, architecture: ModelArchitecture) -> None:
     if dataset.manifest.max_token_id >= architecture.vocab_size:
         raise UserError(
-            f"{dataset.prefix}: holds token {dataset.manifest.max_token_id}, the model's vocabulary has {architecture.vocab_size}; "
-            "preprocess with the model's own tokenizer"
+            f"{dataset.prefix}: holds token {dataset.manifest.max_token_id}, the model's vocabulary has "
+            f"{architecture.vocab_size}; preprocess with the model's own tokenizer"
         )
     for index in range(len(dataset)):
         longest = max(dataset.lengths(index))
         if longest > config.seq_length:
             raise UserError(
-                f"{dataset.prefix}: pair {index} ({dataset.document_id(index)}) has a side of {longest} tokens, more than --seq-length "
-                f"{config.seq_length}; raise it, or preprocess with that limit"
+                f"{dataset.prefix}: pair {index} ({dataset.document_id(index)}) has a side of {longest} tokens, more than "
+                f"--seq-length {config.seq_length}; raise it, or preprocess with that limit"
             )
 
 

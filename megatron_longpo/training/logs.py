@@ -61,10 +61,12 @@ class RunLog:
         temporary = Path(f"{path}.tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, path)
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115
 
     def _open_tensorboard(self, config: RunConfig, first_iteration: int) -> None:
-        folder = config.logging.tensorboard_dir or (config.checkpoint.save and os.path.join(config.checkpoint.save, "tensorboard"))
+        folder = config.logging.tensorboard_dir or (
+            config.checkpoint.save and os.path.join(config.checkpoint.save, "tensorboard")
+        )
         if folder:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -101,7 +103,11 @@ class RunLog:
         parts = [f"iteration {iteration}/{self._train_iters}"]
         parts += [f"{name} {metrics[name]:.4g}" for name in _CONSOLE if name in metrics]
         parts += [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("validation/loss")]
-        parts += [f"lr {metrics['learning_rate']:.3g}", f"{metrics['tokens_per_second']:.0f} tokens/s", f"left {format_duration(left)}"]
+        parts += [
+            f"lr {metrics['learning_rate']:.3g}",
+            f"{metrics['tokens_per_second']:.0f} tokens/s",
+            f"left {format_duration(left)}",
+        ]
         return " | ".join(parts)
 
     def say(self, text: str) -> None:

@@ -121,7 +121,9 @@ def _iterate(run: Run, micro_batches: Any, iteration: int) -> dict[str, Any]:
     except NonFiniteLossError as error:
         raise UserError(_non_finite(run, iteration, error)) from None
     rows = torch.tensor([sum(batch.packed.length for batch in batches)], dtype=torch.float64, device=cpu_backend.device())
-    worst = torch.tensor([time.monotonic() - started, float(peak_memory_bytes())], dtype=torch.float64, device=cpu_backend.device())
+    worst = torch.tensor(
+        [time.monotonic() - started, float(peak_memory_bytes())], dtype=torch.float64, device=cpu_backend.device()
+    )
     tokens = reduce_sum(rows, state.dp_group).item()
     seconds, memory = reduce_max(worst).tolist()
     speed = {"seconds": seconds, "tokens_per_second": tokens / seconds, "peak_memory_bytes": int(memory)}

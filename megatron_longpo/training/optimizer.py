@@ -19,7 +19,8 @@ from megatron_longpo.parallel import cpu_backend
 def build_optimizer(config: RunConfig, model: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
     """Build the optimizer over wrapped model chunks. Norms and biases are exempt from weight decay.
 
-    RMSprop is Adam with ``beta1 = 0`` whose step size and epsilon undo the bias correction; see `Schedule.apply`. It therefore works wherever Adam
+    RMSprop is Adam with ``beta1 = 0`` whose step size and epsilon undo the bias correction; see `Schedule.apply`. It
+    therefore works wherever Adam
     does: with the distributed optimizer, with Apex or Transformer Engine, in checkpoints.
     """
     ours = config.optimizer
@@ -90,7 +91,8 @@ class Schedule:
     def apply(self, optimizer: Any, iteration: int) -> float:
         """Set every parameter group for an iteration and return the learning rate.
 
-        For RMSprop: Adam divides the second moment by ``c = 1 - alpha^t``. With step size ``lr / sqrt(c)`` and epsilon ``eps / sqrt(c)`` its update
+        For RMSprop: Adam divides the second moment by ``c = 1 - alpha^t``. With step size ``lr / sqrt(c)`` and epsilon ``eps
+        / sqrt(c)`` its update
         ``lr/sqrt(c) * g / (sqrt(v / c) + eps/sqrt(c))`` is RMSprop's ``lr * g / (sqrt(v) + eps)`` exactly.
         """
         rate = self.learning_rate(iteration)

@@ -1,6 +1,7 @@
 """Optimizer state in and out of a distributed checkpoint, with three repairs for PyTorch's AdamW.
 
-Megatron-Core's distributed optimizer is written around the Adam of Apex and Transformer Engine, which keeps its step count in the parameter
+Megatron-Core's distributed optimizer is written around the Adam of Apex and Transformer Engine, which keeps its step count in
+the parameter
 group. PyTorch's AdamW, used where neither is installed, keeps one a parameter, and loading then goes wrong in three places:
 
 1. ``state_dict`` of an optimizer that has not stepped yet asserts that every parameter has a step: `before_load` makes one.

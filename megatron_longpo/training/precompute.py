@@ -40,7 +40,11 @@ def open_cache(dataset: PreferenceDataset, fingerprint: ReferenceFingerprint, *,
 
 
 def fill_cache(
-    cache: ReferenceCache, dataset: PreferenceDataset, model: Sequence[torch.nn.Module], reference: ReferenceConfig, state: ParallelState
+    cache: ReferenceCache,
+    dataset: PreferenceDataset,
+    model: Sequence[torch.nn.Module],
+    reference: ReferenceConfig,
+    state: ParallelState,
 ) -> int:
     """Compute what is missing and write the cache; it is written every half minute on the way.
 

@@ -35,7 +35,8 @@ class RunReference:
             self._model = build_frozen_model(architecture, checkpoint, config.parallel, config.training, state)
             return
         expected = [
-            reference_fingerprint(dataset, record, checkpoint, architecture, self._context, config.training) for dataset in data.datasets
+            reference_fingerprint(dataset, record, checkpoint, architecture, self._context, config.training)
+            for dataset in data.datasets
         ]
         caches = [ReferenceCache.load(dataset.prefix, part) for dataset, part in zip(data.datasets, expected, strict=True)]
         self._cached = CachedReference(caches)

@@ -43,9 +43,7 @@ def pretrain(config: RunConfig) -> TrainState:
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", 1)))
     check_precision(config.training)
     data = open_data(config.data, config.training.seed, architecture)
-    state = parallel_state.initialize(
-        config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel)
-    )
+    state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))
     try:
         return _pretrain(config, record, architecture, data, state)
     finally:
@@ -102,14 +100,22 @@ def describe_training(config: RunConfig, train_iters: int) -> dict[str, Any]:
 
 
 def _opening(
-    config: RunConfig, architecture: ModelArchitecture, state: ParallelState, model: Sequence[DistributedDataParallel], data: RunData,
+    config: RunConfig,
+    architecture: ModelArchitecture,
+    state: ParallelState,
+    model: Sequence[DistributedDataParallel],
+    data: RunData,
     train_state: TrainState,
-) -> str:  # fmt: skip
-    parallel = config.parallel
+) -> str:
     here = sum(parameter.numel() for chunk in model for parameter in chunk.parameters())
-    start = f"resuming after iteration {train_state.iteration}" if train_state.iteration else f"from {config.model.pretrained_checkpoint}"
-    return (
-        f"{architecture.family}, {here:,} parameters on this rank, RoPE base {architecture.rotary_base:g} | "
-        f"tp {parallel.tensor_model_parallel_size} cp {parallel.context_parallel_size} pp {parallel.pipeline_model_parallel_size} "
-        f"dp {state.dp_group.size()} | {sum(len(dataset) for dataset in data.datasets)} pairs, {len(data.validation)} held out | {start}"
-    )
+    start = f"from {config.model.pretrained_checkpoint}"
+    if train_state.iteration:
+        start = f"resuming after iteration {train_state.iteration}"
+    groups = (("tp", state.tp_group), ("cp", state.cp_group), ("pp", state.pp_group), ("dp", state.dp_group))
+    parts = [
+        f"{architecture.family}, {here:,} parameters on this rank, RoPE base {architecture.rotary_base:g}",
+        " ".join(f"{name} {group.size()}" for name, group in groups),
+        f"{sum(len(dataset) for dataset in data.datasets)} pairs, {len(data.validation)} held out",
+        start,
+    ]
+    return " | ".join(parts)

@@ -29,9 +29,7 @@ def score_dataset(config: RunConfig) -> dict[str, float]:
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", "1")))
     check_precision(config.training)
     data = open_data(config.data, config.training.seed, architecture)
-    state = parallel_state.initialize(
-        config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel)
-    )
+    state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))
     try:
         reference = RunReference(config, data, state)
         model = build_frozen_model(architecture, config.model.pretrained_checkpoint, config.parallel, config.training, state)

@@ -56,7 +56,7 @@ class StepContext:
 
 
 def wrap_data_parallel(model: Sequence[LogProbGPTModel], config: RunConfig) -> list[DistributedDataParallel]:
-    """Wrap model chunks in Megatron-Core's DDP: gradients in one fp32 buffer, averaged over the data- and context-parallel group."""
+    """Wrap model chunks in Megatron-Core's DDP: fp32 gradients, averaged over the data- and context-parallel group."""
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
@@ -78,9 +78,10 @@ def wrap_data_parallel(model: Sequence[LogProbGPTModel], config: RunConfig) -> l
 def batch_loss(batch: RankBatch, log_probs: Tensor, context: StepContext, num_microbatches: int) -> tuple[Tensor, dict[str, Any]]:
     """Objective of one micro-batch, as Megatron-Core's schedule wants it.
 
-    The batch loss is ``(1 / global_batch_size) * sum over documents``. Megatron-Core multiplies a loss by the context-parallel size and divides
-    it by the number of micro-batches, and DDP averages gradients over data and context ranks. What is left to do here is to undo the division by
-    micro-batches and data-parallel ranks, whatever number of pairs each micro-batch holds.
+    The batch loss is ``(1 / global_batch_size) * sum over documents``. Megatron-Core multiplies a loss by the
+    context-parallel size and divides
+    it by the number of micro-batches, and DDP averages gradients over data and context ranks. What is left to do here is to
+    undo the division by micro-batches and data-parallel ranks, whatever number of pairs each micro-batch holds.
 
     Returns:
         The scaled loss, float64 scalar, and ``{"metrics": [m, 2], "bad": samples with a non-finite objective}``.

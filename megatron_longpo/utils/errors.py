@@ -26,7 +26,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep libraries' notices about themselves off the console: packages that are optional here, and their own deprecated calls."""
+    """Keep libraries' notices off the console: packages that are optional here, and their own deprecated calls."""
     for module in (r"megatron\.", r"torch\.distributed\."):
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=module)

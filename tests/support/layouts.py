@@ -1,7 +1,7 @@
 """One training iteration in any layout, with everything that must not depend on the layout written out whole.
 
-Functions here run inside the ranks of a worker pool. Gradients and weights are written as a distributed checkpoint, which puts shards together
-by Megatron-Core's own description of them, and read back without a process group.
+Functions here run inside the ranks of a worker pool. Gradients and weights are written as a distributed checkpoint, which
+puts shards together by Megatron-Core's own description of them, and read back without a process group.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Layout:
 
     def __str__(self) -> str:
         flags = [name for name, on in (("sp", self.sp), ("vpp", self.vpp_layers), ("distopt", self.distributed_optimizer)) if on]
-        return "-".join([f"tp{self.tp}", f"pp{self.pp}", f"cp{self.cp}", f"dp{self.dp}", *flags, *(["overlap"] if self.overlap else [])])
+        return "-".join(
+            [f"tp{self.tp}", f"pp{self.pp}", f"cp{self.cp}", f"dp{self.dp}", *flags, *(["overlap"] if self.overlap else [])]
+        )
 
 
 def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str, Any]:
@@ -90,7 +92,13 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
         size = config.training.global_batch_size
         context = StepContext(config.objective, size, data.max_turns, state)
         sampler = PreferenceBatchSampler(
-            data.stream, size, config.training.micro_batch_size, state.dp_group.rank(), state.dp_group.size(), 0, iterations * size
+            data.stream,
+            size,
+            config.training.micro_batch_size,
+            state.dp_group.rank(),
+            state.dp_group.size(),
+            0,
+            iterations * size,
         )
         count = size // (config.training.micro_batch_size * state.dp_group.size())
         stream = data.micro_batches(sampler)

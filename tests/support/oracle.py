@@ -1,4 +1,4 @@
-"""The objective written down once more, from the formulas alone: float64, Hugging Face models, two whole sequences a pair, Python sums.
+"""The objective written down once more, from the formulas alone: float64, Hugging Face models, two whole sequences a pair.
 
 Shares no code with the product but the pairs that it is given.
 """

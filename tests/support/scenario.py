@@ -69,7 +69,12 @@ def make_scenario(
     make_hf_model(scenario.hf, family, **overrides)
     hf_to_mcore(scenario.hf, scenario.native, Workers())
     make_dataset(
-        scenario.prefix, num_documents=num_documents, num_turns=num_turns, vocab_size=320, num_words=num_words, tokenizer=scenario.hf
+        scenario.prefix,
+        num_documents=num_documents,
+        num_turns=num_turns,
+        vocab_size=320,
+        num_words=num_words,
+        tokenizer=scenario.hf,
     )
     return scenario
 
@@ -88,7 +93,9 @@ def fill_reference(scenario: Scenario, context: str = "short", parallel: Any = N
     training, reference = TrainingConfig(), ReferenceConfig(reference_context=context)  # type: ignore[arg-type]
     state = parallel_state.initialize(parallel)
     try:
-        fingerprint = reference_fingerprint(dataset, record, str(scenario.native), record.architecture, reference.reference_context, training)
+        fingerprint = reference_fingerprint(
+            dataset, record, str(scenario.native), record.architecture, reference.reference_context, training
+        )
         cache = open_cache(dataset, fingerprint, overwrite=True)
         model = build_frozen_model(record.architecture, str(scenario.native), parallel, training, state)
         fill_cache(cache, dataset, model, reference, state)

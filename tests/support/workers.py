@@ -1,7 +1,7 @@
 """Real processes for parallel tests: a pool of gloo ranks that live through the session and are sent functions.
 
-Every call has a deadline. When a rank fails or the deadline passes, the pool's whole process group is killed and the traceback of the first rank
-that failed is raised; the next call starts a fresh pool.
+Every call has a deadline. When a rank fails or the deadline passes, the pool's whole process group is killed and the
+traceback of the first rank that failed is raised; the next call starts a fresh pool.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def _die_with(parent: int) -> None:
 def _serve(rank: int, world_size: int, rendezvous: str, pipe: Connection) -> None:
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     os.setsid()
-    os.environ.update(OMP_NUM_THREADS="1", TORCHDYNAMO_DISABLE="1", RANK=str(rank), WORLD_SIZE=str(world_size), GLOO_SOCKET_IFNAME="lo")
+    os.environ.update(
+        OMP_NUM_THREADS="1", TORCHDYNAMO_DISABLE="1", RANK=str(rank), WORLD_SIZE=str(world_size), GLOO_SOCKET_IFNAME="lo"
+    )
     import torch
     import torch.distributed as dist
 

@@ -70,7 +70,10 @@ def test_the_merged_output_and_not_the_block_s_own_goes_into_a_block_s_backward(
     query, key, value, grad = inputs(40, torch.float64)
     exact = [state.clone().requires_grad_() for state in (query, key, value)]
     dense(*exact, torch.ones(40, 40, dtype=torch.bool), 0.25).backward(grad)
-    halves = [block_forward(query, key[:, :, part], value[:, :, part], causal=False, scale=0.25) for part in (slice(0, 20), slice(20, 40))]
+    halves = [
+        block_forward(query, key[:, :, part], value[:, :, part], causal=False, scale=0.25)
+        for part in (slice(0, 20), slice(20, 40))
+    ]
     lse = torch.logaddexp(halves[0][1], halves[1][1])
     out = sum(half[0] * (half[1] - lse).exp().unsqueeze(-1) for half in halves)
     d_query = sum(

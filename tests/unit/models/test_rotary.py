@@ -20,7 +20,11 @@ HF_LLAMA3 = {
 
 @pytest.mark.parametrize(
     ("scaling", "parameters"),
-    [(None, {"rope_type": "default"}), (RopeScaling(kind="linear", factor=4.0), {"rope_type": "linear", "factor": 4.0}), (LLAMA3, HF_LLAMA3)],
+    [
+        (None, {"rope_type": "default"}),
+        (RopeScaling(kind="linear", factor=4.0), {"rope_type": "linear", "factor": 4.0}),
+        (LLAMA3, HF_LLAMA3),
+    ],
 )
 @pytest.mark.parametrize("base", [1e4, 1e7])
 def test_tables_equal_hugging_face_s_bit_for_bit(scaling: RopeScaling | None, parameters: dict, base: float) -> None:
