@@ -7,8 +7,9 @@ from pathlib import Path
 from megatron_longpo.conversion.record import ModelRecord
 
 _TRAINED = """\
-This model was trained with [LongPO](https://arxiv.org/abs/2502.13922) (short-to-long preference optimisation) by
-megatron_longpo, starting from `{base}`. Nothing here says how good it is: evaluate it before use.
+These are the weights of `{base}` after training by megatron_longpo, a trainer for [LongPO](https://arxiv.org/abs/2502.13922)
+(short-to-long preference optimisation) and its baselines, with the settings below. How good they are is not known here: evaluate
+them before use.
 """
 _CONVERTED = """\
 These are the weights of `{base}` after a round trip through megatron_longpo's native checkpoint format. They were not trained.
@@ -28,13 +29,13 @@ def model_card(record: ModelRecord, dtype: str, weights_sha256: str) -> str:
         "Stored as": dtype,
         "Weights (SHA-256)": f"`{weights_sha256}`",
     }
-    if record.base_weights_sha256:
+    if record.base_weights_sha256 is not None:
         rows["Base weights (SHA-256)"] = f"`{record.base_weights_sha256}`"
-    text = _TRAINED if record.base_weights_sha256 else _CONVERTED
-    tags = "tags:\n- longpo\n- long-context\n" if record.base_weights_sha256 else ""
+    trained = record.base_weights_sha256 is not None
+    title = f"{base}, trained by megatron_longpo" if trained else base
     sections = [
-        f"---\nlibrary_name: transformers\n{tags}---\n# {base}{' (LongPO)' if tags else ''}\n",
-        text.format(base=base),
+        f"---\nlibrary_name: transformers\n---\n# {title}\n",
+        (_TRAINED if trained else _CONVERTED).format(base=base),
         _table("Model", rows),
     ]
     if record.training:

@@ -1,5 +1,6 @@
 """Hugging Face -> native -> Hugging Face gives every byte back, and the folder is a model that transformers loads."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -69,6 +70,30 @@ def test_another_dtype_is_exported_on_demand(tmp_path):
     expected = {name: tensor.bfloat16() for name, tensor in read_weights(source).items()}
     assert same_bytes(expected, read_weights(tmp_path / "back"))
     assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_the_export_of_a_training_tells_what_the_training_used(tmp_path):
+    source = make_hf_model(tmp_path / "base-model", "mistral")
+    record = hf_to_mcore(source, tmp_path / "native")
+    architecture = dataclasses.replace(record.architecture, rotary_base=1e7, max_position_embeddings=131072)
+    record.after_training(architecture, {"beta": 0.1}).write(tmp_path / "native" / "release")
+    fingerprint = mcore_to_hf(tmp_path / "native", tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["rope_theta"], config["rope_parameters"]["rope_theta"]) == (1e7, 1e7)
+    assert (config["max_position_embeddings"], config["sliding_window"]) == (131072, None)
+    card = (tmp_path / "back" / "README.md").read_text()
+    for told in ("after training", "`base-model`", "| RoPE base | 1e+07 |", "131072", "| beta | 0.1 |", fingerprint):
+        assert told in card
+    again = hf_to_mcore(tmp_path / "back", tmp_path / "again")
+    assert (again.architecture, again.weights_sha256, again.base_weights_sha256) == (architecture, fingerprint, None)
+
+
+def test_the_card_of_untrained_weights_does_not_claim_training(tmp_path):
+    hf_to_mcore(make_hf_model(tmp_path / "base-model", "llama"), tmp_path / "native")
+    mcore_to_hf(tmp_path / "native", tmp_path / "back")
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert "They were not trained" in card
+    assert "after training" not in card
 
 
 def test_a_tied_model_that_stores_its_output_layer_twice_is_accepted(tmp_path):
