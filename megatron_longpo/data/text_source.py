@@ -25,13 +25,11 @@ class TextUnit:
         path: the file.
         start: first byte.
         end: one past the last byte.
-        first_line: number of the first line, from 1.
     """
 
     path: str
     start: int
     end: int
-    first_line: int
 
     @property
     def num_bytes(self) -> int:
@@ -50,12 +48,10 @@ class TextUnit:
     def _records(self) -> Iterator[PreferenceRecord]:
         with Path(self.path).open("rb") as stream:
             stream.seek(self.start)
-            number = self.first_line
-            while stream.tell() < self.end:
+            while (position := stream.tell()) < self.end:
                 line = stream.readline()
-                if line.strip():
-                    yield parse_record(line, f"{self.path}:{number}")
-                number += 1
+                if line.strip():  # the scan has checked every line: it fails here only if the file has changed since
+                    yield parse_record(line, f"{self.path}: changed while it was read, at byte {position}")
 
 
 def scan_text(paths: Sequence[str], progress: Callable[[int], object]) -> tuple[list[TextUnit], list[dict[str, str]]]:
@@ -77,7 +73,6 @@ def scan_text(paths: Sequence[str], progress: Callable[[int], object]) -> tuple[
     for path in paths:
         digest = hashlib.sha256()
         position = start = 0
-        first_line = 1
         with _open(path) as stream:
             for number, line in enumerate(stream, start=1):
                 digest.update(line)
@@ -86,10 +81,10 @@ def scan_text(paths: Sequence[str], progress: Callable[[int], object]) -> tuple[
                 position += len(line)
                 progress(len(line))
                 if position - start >= UNIT_BYTES:
-                    units.append(TextUnit(path, start, position, first_line))
-                    start, first_line = position, number + 1
+                    units.append(TextUnit(path, start, position))
+                    start = position
         if position > start:
-            units.append(TextUnit(path, start, position, first_line))
+            units.append(TextUnit(path, start, position))
         inputs.append({"name": Path(path).name, "sha256": digest.hexdigest()})
     return units, inputs
 
