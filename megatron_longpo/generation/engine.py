@@ -92,4 +92,5 @@ class ChatTokenizer:
 
     def find_special_token(self, text: str) -> str | None:
         """Return a special token that occurs in a text as words, where a template would turn it into a real one."""
-        return next((token for token in self.tokenizer.all_special_tokens if token in text), None)
+        added = self.tokenizer.added_tokens_decoder.values()
+        return next((token.content for token in added if token.special and token.content in text), None)

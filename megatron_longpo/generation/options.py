@@ -46,6 +46,7 @@ def read_settings(arguments: argparse.Namespace) -> GenerationSettings:
             top_p=arguments.top_p,
             max_new_tokens=arguments.max_new_tokens,
         ),
+        drop_cut_off=arguments.drop_cut_off,
         lead_ins=_read_lead_ins(arguments.lead_in_file) if arguments.lead_in_file else LEAD_INS,
     )
 
@@ -80,6 +81,8 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     _number(group, "--question-temperature", DEFAULT.question_sampling.temperature, "temperature of the questions")
     _number(group, "--question-top-p", DEFAULT.question_sampling.top_p, "nucleus of the questions")
     _number(group, "--question-max-new-tokens", DEFAULT.question_sampling.max_new_tokens, "longest list of questions, in tokens")
+    cut_off = "drop turns with an answer cut off by --max-new-tokens and let other chunks take their place"
+    group.add_argument("--drop-cut-off", action="store_true", help=cut_off)
     group.add_argument("--lead-in-file", type=Path, help="phrases that lead to a question, one a line; default: built-in ones")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,14 +62,24 @@ class Turn:
 
 @dataclasses.dataclass
 class _Work:
-    """A document on its way: the part that fits, the chunks not asked about yet in the order of asking, and what is found."""
+    """A document on its way.
+
+    Attributes:
+        document: the document.
+        start: first character of the part that fits.
+        end: one past its last character.
+        waiting: chunks not asked about yet, in the order of asking.
+        answered: questions with their chosen answers, which wait for the rejected ones.
+        turns: finished turns.
+        drops: what was dropped, by reason.
+    """
 
     document: Document
     start: int
     end: int
     waiting: list[Chunk]
-    questions: list[Question]
-    chosen: list[Completion]
+    answered: list[tuple[Question, Completion]]
+    turns: list[Turn]
     drops: collections.Counter[str]
 
     @property
@@ -128,11 +137,13 @@ class Generator:
         The short prompts of all documents go to the engine together; each document's long prompts go together.
         """
         works = [self._start(document) for document in documents]
-        while asked := [(work, chunk) for work in works for chunk in self._next_chunks(work)]:
-            self._ask(asked)
         self._answer_from_chunks(works)
         for work in works:
-            yield self._finish(work, self._answer_from_document(work))
+            self._answer_from_document(work)
+            while self._num_missing(work) and work.waiting:
+                self._answer_from_chunks([work])
+                self._answer_from_document(work)
+            yield self._finish(work)
 
     def _start(self, document: Document) -> _Work:
         """Choose the part of the document that fits, and cut that part into chunks.
@@ -142,11 +153,12 @@ class Generator:
         settings, text, count = self.settings, document.text, self.tokenizer.count_tokens
         work = _Work(document, 0, len(text), [], [], [], collections.Counter())
         if special := self.tokenizer.find_special_token(text):
-            work.drops[f"document: has the special token {special} in its text"] += 1
+            work.drops[f"document: text has the special token {special}"] += 1
             return work
-        units = split_units(text, settings.max_chunk_tokens, count)
+        budget = self.document_budget()
+        units = split_units(text, min(settings.max_chunk_tokens, budget), count)
         rng = derive_random(settings.seed, document.document_id, "window")
-        window = choose_window(text, units, self.document_budget(), count, rng)
+        window = choose_window(text, units, budget, count, rng)
         if len(window) < len(units):
             work.start, work.end = trim(text, window[0].start, window[-1].end)
         chunks = pack_chunks(text, window, settings.min_chunk_tokens, settings.max_chunk_tokens, count)
@@ -155,13 +167,23 @@ class Generator:
         work.waiting = derive_random(settings.seed, document.document_id, "chunks").sample(chunks, len(chunks))
         return work
 
-    def _next_chunks(self, work: _Work) -> list[Chunk]:
-        """Take as many of the waiting chunks as turns are missing."""
-        missing = self.settings.num_turns - len(work.questions)
-        taken, work.waiting = work.waiting[:missing], work.waiting[missing:]
-        return taken
+    def _num_missing(self, work: _Work) -> int:
+        return self.settings.num_turns - len(work.turns) - len(work.answered)
 
-    def _ask(self, asked: list[tuple[_Work, Chunk]]) -> None:
+    def _answer_from_chunks(self, works: Sequence[_Work]) -> None:
+        """Find questions and their chosen answers for as many chunks as turns are missing; others replace those that fail."""
+        while asked := [(work, chunk) for work in works for chunk in work.waiting[: self._num_missing(work)]]:
+            for work, chunk in asked:
+                work.waiting.remove(chunk)
+            questions = [(work, question) for work, question in self._ask(asked) if self._question_fits(work, question)]
+            messages = [prompts.join_context(work.text_of(question.chunk), question.instruction) for work, question in questions]
+            seeds = [self._seed(work, question.chunk, "chosen") for work, question in questions]
+            answers = self.short.complete(messages, self.settings.answer_sampling, seeds)
+            for (work, question), answer in zip(questions, answers, strict=True):
+                if self._is_usable(work, answer, "chosen"):
+                    work.answered.append((question, answer))
+
+    def _ask(self, asked: list[tuple[_Work, Chunk]]) -> list[tuple[_Work, Question]]:
         """Let the model write questions about each chunk and keep one of them; a chunk without one is dropped."""
         settings, limit = self.settings, self.settings.question_sampling.max_new_tokens
         fitting: list[tuple[_Work, Chunk, str]] = []
@@ -173,6 +195,7 @@ class Generator:
                 work.drops["chunk: prompt for questions beyond the context length"] += 1
         seeds = [self._seed(work, chunk, "questions") for work, chunk, _ in fitting]
         outputs = self.short.complete([message for _, _, message in fitting], settings.question_sampling, seeds)
+        found = []
         for (work, chunk, _), output in zip(fitting, outputs, strict=True):
             questions = parse_questions(output.text, finished=output.finish_reason == "stop")
             lengths = self.tokenizer.count_tokens(questions)
@@ -181,40 +204,36 @@ class Generator:
                 work.drops["chunk: question too long" if questions else "chunk: no question in the model's output"] += 1
                 continue
             rng = derive_random(settings.seed, work.document.document_id, chunk.index, "choice")
-            work.questions.append(Question(chunk, lead_in=rng.choice(settings.lead_ins), text=rng.choice(usable)))
+            found.append((work, Question(chunk, lead_in=rng.choice(settings.lead_ins), text=rng.choice(usable))))
+        return found
 
-    def _answer_from_chunks(self, works: Sequence[_Work]) -> None:
-        """Give each question its chosen answer; questions whose prompts are too long are dropped."""
-        for work in works:
-            in_order = sorted(work.questions, key=lambda question: question.chunk.index)
-            work.questions = [question for question in in_order if self._question_fits(work, question)]
-        asked = [(work, question) for work in works for question in work.questions]
-        messages = [prompts.join_context(work.text_of(question.chunk), question.instruction) for work, question in asked]
-        seeds = [self._seed(work, question.chunk, "chosen") for work, question in asked]
-        answers = self.short.complete(messages, self.settings.answer_sampling, seeds)
-        for (work, _), answer in zip(asked, answers, strict=True):
-            work.chosen.append(answer)
+    def _answer_from_document(self, work: _Work) -> None:
+        """Complete the turns that have a chosen answer with a rejected one."""
+        messages = [prompts.join_context(work.long_context, question.instruction) for question, _ in work.answered]
+        seeds = [self._seed(work, question.chunk, "rejected") for question, _ in work.answered]
+        answers = self.long.complete(messages, self.settings.answer_sampling, seeds)
+        for (question, chosen), rejected in zip(work.answered, answers, strict=True):
+            if self._is_usable(work, rejected, "rejected"):
+                work.turns.append(Turn(question, chosen, rejected))
+        work.answered.clear()
 
-    def _answer_from_document(self, work: _Work) -> list[Completion]:
-        """Make the rejected answers."""
-        messages = [prompts.join_context(work.long_context, question.instruction) for question in work.questions]
-        seeds = [self._seed(work, question.chunk, "rejected") for question in work.questions]
-        return self.long.complete(messages, self.settings.answer_sampling, seeds)
+    def _is_usable(self, work: _Work, answer: Completion, side: str) -> bool:
+        """Tell whether an answer can be in a turn, and count the turn as dropped if not."""
+        if not answer.text:
+            work.drops[f"turn: empty {side} answer"] += 1
+            return False
+        if self.settings.drop_cut_off and answer.finish_reason == "length":
+            work.drops[f"turn: {side} answer cut off"] += 1
+            return False
+        return True
 
-    def _finish(self, work: _Work, rejected: Sequence[Completion]) -> Outcome:
-        """Drop turns with an empty answer and write the record."""
-        turns = []
-        for turn in itertools.starmap(Turn, zip(work.questions, work.chosen, rejected, strict=True)):
-            empty = [side for side, answer in (("chosen", turn.chosen), ("rejected", turn.rejected)) if not answer.text]
-            if empty:
-                work.drops[f"turn: empty {empty[0]} answer"] += 1
-            else:
-                turns.append(turn)
-        if turns:
-            return Outcome(self._record(work, turns), dict(work.drops))
-        if not any(reason.startswith("document:") for reason in work.drops):
-            work.drops["document: no turn left"] += 1
-        return Outcome(None, dict(work.drops))
+    def _finish(self, work: _Work) -> Outcome:
+        """Write the record, turns in the order of their chunks."""
+        if not work.turns:
+            if not any(reason.startswith("document:") for reason in work.drops):
+                work.drops["document: no turn left"] += 1
+            return Outcome(None, dict(work.drops))
+        return Outcome(self._record(work, sorted(work.turns, key=lambda turn: turn.question.chunk.index)), dict(work.drops))
 
     def _seed(self, work: _Work, chunk: Chunk, step: str) -> int:
         return derive_seed(self.settings.seed, work.document.document_id, chunk.index, step)

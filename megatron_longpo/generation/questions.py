@@ -65,8 +65,8 @@ def _clean(item: str) -> str:
         question = question[: question.rindex("?") + 1]
     question = question.strip("*_ ")
     question = question[label.end() :] if (label := _LABEL.match(question)) else question
-    if question.startswith('"') and question.count('"') % 2:
-        question = question[1:]
+    if question.count('"') % 2:  # one that was opened before the number, or closes it
+        question = question.removeprefix('"') if question.startswith('"') else question.removesuffix('"')
     return question.strip("*_ ")
 
 

@@ -42,6 +42,8 @@ class GenerationSettings:
         max_question_tokens: a longer question is not used.
         question_sampling: how questions are drawn.
         answer_sampling: how both answers are drawn.
+        drop_cut_off: drop a turn with an answer that ``max_new_tokens`` ended, and let another chunk take its place. Otherwise
+            the record tells of it (``finish_reason``), and preprocessing drops the record.
         lead_ins: phrases of which one precedes each question.
     """
 
@@ -54,6 +56,7 @@ class GenerationSettings:
     max_question_tokens: int = 128
     question_sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=512)
     answer_sampling: Sampling = Sampling(temperature=PRESETS["paper"][1])
+    drop_cut_off: bool = False
     lead_ins: tuple[str, ...] = LEAD_INS
 
     def __post_init__(self) -> None:

@@ -1,0 +1,101 @@
+import random
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_longpo.generation.chunking import Unit, choose_window, pack_chunks, split_units
+
+TEXTS = st.lists(
+    st.sampled_from(
+        ["word", "longerword", ".", "?", " ", "  ", "\n", "\n\n", "\n \t\n", "\r\n\r\n", "    indented", "Heading\n====\n"]
+    ),
+    max_size=80,
+).map("".join)
+LIMITS = st.tuples(st.integers(1, 12), st.integers(0, 12)).map(lambda pair: (min(pair), max(pair[0], pair[1])))
+
+
+def count_words(texts: Sequence[str]) -> list[int]:
+    """Count pieces of at most four characters of each word: long words have several tokens, white space none."""
+    return [sum(-(-len(word) // 4) for word in text.split()) for text in texts]
+
+
+@given(TEXTS, st.integers(1, 12))
+def test_units_tile_the_text_and_keep_the_bound(text: str, max_tokens: int) -> None:
+    units = split_units(text, max_tokens, count_words)
+    assert "".join(text[unit.start : unit.end] for unit in units) == text
+    assert [unit.start for unit in units] == [0, *(unit.end for unit in units)][: len(units)]
+    assert all(unit.num_tokens == count_words([text[unit.start : unit.end]])[0] <= max_tokens for unit in units)
+
+
+@given(TEXTS, LIMITS)
+def test_chunks_are_spans_within_bounds_in_order(text: str, limits: tuple[int, int]) -> None:
+    min_tokens, max_tokens = limits
+    units = split_units(text, max_tokens, count_words)
+    chunks = pack_chunks(text, units, min_tokens, max_tokens, count_words)
+    end = 0
+    for number, chunk in enumerate(chunks):
+        content = text[chunk.start : chunk.end]
+        assert chunk.index == number
+        assert end <= chunk.start < chunk.end
+        assert min_tokens <= chunk.num_tokens <= max_tokens
+        assert chunk.num_tokens == count_words([content])[0]
+        assert content.rstrip() == content
+        assert not content.startswith("\n")
+        end = chunk.end
+
+
+@given(TEXTS, st.integers(1, 12))
+def test_without_a_lower_bound_chunks_hold_every_word(text: str, max_tokens: int) -> None:
+    units = split_units(text, max_tokens, count_words)
+    chunks = pack_chunks(text, units, 0, max_tokens, count_words)
+    words = "".join("".join(text[chunk.start : chunk.end].split()) for chunk in chunks)
+    assert words == "".join(text.split())
+
+
+@given(TEXTS, st.integers(1, 40), st.integers(0, 5))
+def test_a_window_is_a_run_of_units_that_fits(text: str, max_tokens: int, seed: int) -> None:
+    units = split_units(text, min(max_tokens, 6), count_words)
+    window = choose_window(text, units, max_tokens, count_words, random.Random(seed))
+    if count_words([text])[0] <= max_tokens:
+        assert window == units
+        return
+    first = units.index(window[0])
+    assert window == units[first : first + len(window)]
+    assert count_words([text[window[0].start : window[-1].end]])[0] <= max_tokens
+    following = units[first + len(window) : first + len(window) + 1]
+    preceding = units[first - 1 : first] if first else []
+    used = sum(unit.num_tokens for unit in window)
+    assert any(used + unit.num_tokens > max_tokens for unit in following + preceding)
+
+
+def test_paragraphs_stay_whole_and_blank_lines_stay_as_they_are() -> None:
+    text = "Before any heading.\n\n\n    code here\n    more code\n\nLast paragraph.\n"
+    units = split_units(text, 5, count_words)
+    assert [text[unit.start : unit.end] for unit in units] == [
+        "Before any heading.\n\n\n",
+        "    code here\n    more code\n\n",
+        "Last paragraph.\n",
+    ]
+    chunks = pack_chunks(text, units, 1, 100, count_words)
+    assert [text[chunk.start : chunk.end] for chunk in chunks] == [text.rstrip()]
+
+
+def test_a_paragraph_that_is_too_long_is_cut_at_sentences() -> None:
+    text = "One two three. Four five six? Seven eight."
+    assert [text[unit.start : unit.end] for unit in split_units(text, 4, count_words)] == [
+        "One two three. ",
+        "Four five six? ",
+        "Seven eight.",
+    ]
+
+
+def test_the_bound_holds_for_the_text_as_a_whole_where_counts_do_not_add_up() -> None:
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) + text.count("\n\n") for text in texts]
+
+    text = "a\n\nb\n\nc\n\nd"
+    units = [Unit(start, min(start + 3, len(text)), 1) for start in range(0, len(text), 3)]
+    chunks = pack_chunks(text, units, 1, 4, count)
+    assert [text[chunk.start : chunk.end] for chunk in chunks] == ["a\n\nb", "c\n\nd"]
+    assert all(count([text[chunk.start : chunk.end]])[0] <= 4 for chunk in chunks)
