@@ -70,8 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
 def add_config_group(parser: argparse.ArgumentParser, cls: type, *, omit: Collection[str] = ()) -> None:
     """Add the flags of one group of the schema, e.g. `ParallelConfig`, to any command's parser.
 
-    Flags that are not given leave nothing in the namespace; `read_config_group` puts the defaults in. Settings in ``omit``, which mean nothing to
-    the command, get no flag.
+    Flags that are not given leave nothing in the namespace; `read_config_group` puts the defaults in.
+    Settings in ``omit``, which mean nothing to the command, get no flag.
     """
     arguments = parser.add_argument_group(group_name(cls), description=(cls.__doc__ or "").strip())
     for info in group_fields(group_name(cls)):

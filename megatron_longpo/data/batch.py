@@ -25,7 +25,7 @@ class PreferenceBatch:
         chains: the packed sequence's chains.
         nll_tokens: ``[p]`` float64, divisor of each pair's NLL: the number of its targets.
         turn_mask: ``[p, t]`` float64, 1 where the turn exists.
-        answer_tokens: ``[p, t, 2]`` float64, answer tokens of (chosen, rejected).
+        answer_tokens: ``[p, t, 2]`` float64, answer tokens of (chosen, rejected); 0 for a side that is not packed.
         reference_logps: ``[p, t, 2]`` float64, the reference's log-probs of (chosen, rejected); NaN where there is none.
         sample_ids: ``[p, 2]`` int64, (dataset, index) of each pair.
     """

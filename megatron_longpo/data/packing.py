@@ -150,7 +150,7 @@ def pack_pairs(items: Sequence[PackItem], options: PackingOptions) -> Preference
         rows.add_chain(np.zeros(padding, dtype=np.int64), {})
     positions = np.concatenate([np.asarray(r, dtype=np.int64) for r in chain_positions(rows.chains)])
     nll_pair = np.concatenate(rows.maps["nll_pair"])
-    tables = _pair_tables(items, max_turns)
+    tables = _pair_tables(items, max_turns, with_rejected=options.with_rejected)
     return PreferenceBatch(
         tokens=torch.from_numpy(np.concatenate(rows.tokens)),
         labels=torch.from_numpy(np.concatenate(rows.labels)),
@@ -167,14 +167,15 @@ def pack_pairs(items: Sequence[PackItem], options: PackingOptions) -> Preference
     )
 
 
-def _pair_tables(items: Sequence[PackItem], max_turns: int) -> dict[str, np.ndarray]:
+def _pair_tables(items: Sequence[PackItem], max_turns: int, *, with_rejected: bool) -> dict[str, np.ndarray]:
     mask = np.zeros((len(items), max_turns))
     tokens = np.zeros((len(items), max_turns, 2))
     reference = np.full((len(items), max_turns, 2), np.nan)
     for index, item in enumerate(items):
         turns = item.pair.num_turns
         mask[index, :turns] = 1
-        for side, conversation in enumerate((item.pair.chosen, item.pair.rejected)):
+        sides = (item.pair.chosen, item.pair.rejected) if with_rejected else (item.pair.chosen,)
+        for side, conversation in enumerate(sides):
             tokens[index, :turns, side] = [end - start for start, end in conversation.answer_spans]
         if item.reference_logps is not None:
             reference[index, :turns] = item.reference_logps

@@ -46,7 +46,8 @@ def metric_sums(
         ``[metrics, 2]`` float64: rows in the order of `metric_names`. Means over pairs; ``kl/short_to_long`` is a mean over
         chosen answer
         tokens of ``logp_ref - logp_policy``, an estimate of KL(reference on short || policy on long); a turn's margin is a
-        mean over the pairs that have the turn. Without a reference the rows of rewards have denominator 0.
+        mean over the pairs that have the turn. Without a reference the rows of rewards have denominator 0,
+        and so has ``logps/rejected`` where the rejected side was not read.
     """
     exists = turn_mask > 0
     known = exists & ~reference_logps.isnan().any(-1)
@@ -64,7 +65,7 @@ def metric_sums(
         ((chosen - rejected) * referenced, referenced),
         ((chosen > rejected).to(output.loss.dtype) * referenced, referenced),
         (answers[..., 0].sum(-1), every),
-        (answers[..., 1].sum(-1), every),
+        (answers[..., 1].sum(-1), (answer_tokens[..., 1].sum(-1) > 0).double()),
     ]
     drift = torch.where(known, reference_logps[..., 0] - sums.answers[..., 0], 0.0)
     rows.append((drift.flatten(), torch.where(known, answer_tokens[..., 0], 0.0).flatten()))

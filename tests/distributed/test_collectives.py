@@ -1,0 +1,90 @@
+"""What crosses ranks, and what does not, in forward and in backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.support.workers import Workers
+
+
+def _sum_over_context() -> tuple[float, float]:
+    from megatron_longpo.parallel.collectives import sum_over_context
+
+    rank = dist.get_rank()
+    local = torch.tensor([float(rank + 1)], requires_grad=True)
+    total = sum_over_context(local, dist.group.WORLD)
+    (total**2).sum().backward()
+    assert local.grad is not None
+    return total.item(), local.grad.item()
+
+
+def test_the_gradient_of_a_sum_over_context_is_the_sum_s_own(workers: Workers) -> None:
+    # d(total^2)/d(local) = 2 * total on every rank: not cp times that, and not 2 * local
+    assert workers.run(2, _sum_over_context) == [(3.0, 6.0), (3.0, 6.0)]
+
+
+def _gather_then_scatter() -> bool:
+    from megatron_longpo.parallel.collectives import gather_sequence, reduce_scatter_sequence
+    from megatron_longpo.parallel.context_parallel import zigzag_slice
+
+    whole = torch.arange(24.0).view(12, 2) if dist.get_world_size() == 2 else torch.arange(32.0).view(16, 2)
+    size, rank = dist.get_world_size(), dist.get_rank()
+    shard = zigzag_slice(whole, size, rank)
+    gathered = gather_sequence(shard, dist.group.WORLD)
+    scattered = reduce_scatter_sequence(whole * (rank + 1), dist.group.WORLD)
+    return bool(torch.equal(gathered, whole) and torch.equal(scattered, shard * sum(range(1, size + 1))))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_gathering_restores_the_order_and_scattering_sums(size: int, workers: Workers) -> None:
+    assert all(workers.run(size, _gather_then_scatter))
+
+
+def _broadcast() -> list[list[Any]]:
+    from megatron_longpo.parallel.collectives import broadcast_from_first
+
+    given = None
+    if dist.get_rank() == 0:
+        given = [torch.arange(6).view(2, 3), torch.tensor([0.5, torch.nan], dtype=torch.float64), torch.empty(0, 4, dtype=torch.int64)]
+    received = broadcast_from_first(given, dist.group.WORLD, torch.device("cpu"))
+    return [[list(t.shape), str(t.dtype), t.nan_to_num(-1.0).flatten().tolist()] for t in received]
+
+
+def test_a_broadcast_keeps_shapes_types_and_values(workers: Workers) -> None:
+    expected = [[[2, 3], "torch.int64", [0, 1, 2, 3, 4, 5]], [[2], "torch.float64", [0.5, -1.0]], [[0, 4], "torch.int64", []]]
+    assert workers.run(2, _broadcast) == [expected, expected]
+
+
+def _sharded_head() -> tuple[float, float, float]:
+    from megatron_longpo.models.linear_cross_entropy import VocabShard, linear_log_probs
+
+    size, rank, vocab = dist.get_world_size(), dist.get_rank(), 37
+    padded = -(-vocab // size) * size
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(50, 8, generator=generator, dtype=torch.float64)
+    weight = torch.randn(padded, 8, generator=generator, dtype=torch.float64)
+    labels = torch.arange(50) % vocab  # every word, so each shard's first word (local column 0) too
+    labels[::7] = -100
+    upstream = torch.randn(50, generator=generator, dtype=torch.float64)
+    whole = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    expected = linear_log_probs(*whole, labels, VocabShard(0, vocab), 16)
+    expected.backward(upstream)
+    rows = padded // size
+    ours = [hidden.clone().requires_grad_(), weight[rank * rows : (rank + 1) * rows].clone().requires_grad_()]
+    found = linear_log_probs(*ours, labels, VocabShard.of(rows, vocab, dist.group.WORLD), 16)
+    found.backward(upstream)
+    d_hidden = ours[0].grad.clone()
+    dist.all_reduce(d_hidden)
+    part = whole[1].grad[rank * rows : (rank + 1) * rows]
+    errors = (found - expected, d_hidden - whole[0].grad, ours[1].grad - part)
+    return tuple(float(error.detach().abs().max()) for error in errors)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_head_over_vocabulary_shards_is_the_whole_head(size: int, workers: Workers) -> None:
+    for errors in workers.run(size, _sharded_head):
+        assert max(errors) < 1e-10
