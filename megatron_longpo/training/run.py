@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -61,6 +62,8 @@ def _pretrain(
     model = wrap_data_parallel(_initial_model(config, architecture, state, resuming=resuming), config)
     optimizer = build_optimizer(config, model)
     trained = record.after_training(architecture, describe_training(config, train_iters))
+    if config.model.random_init:
+        trained = dataclasses.replace(trained, base_weights_sha256=None)
     checkpointer = Checkpointer(model, optimizer, state, trained, dump_config(config))
     assert config.checkpoint.load is not None or not resuming
     train_state = checkpointer.load(str(config.checkpoint.load)) if resuming else TrainState()
@@ -85,7 +88,9 @@ def _initial_model(config: RunConfig, architecture: ModelArchitecture, state: Pa
 def describe_training(config: RunConfig, train_iters: int) -> dict[str, Any]:
     """What the model card tells about a training."""
     objective, optimizer = config.objective, config.optimizer
+    start = {"initial weights": "random"} if config.model.random_init else {}
     return {
+        **start,
         "beta": objective.beta,
         "preference weight": objective.preference_weight,
         "NLL weight": objective.nll_weight,

@@ -49,7 +49,8 @@ def _broadcast() -> list[list[Any]]:
 
     given = None
     if dist.get_rank() == 0:
-        given = [torch.arange(6).view(2, 3), torch.tensor([0.5, torch.nan], dtype=torch.float64), torch.empty(0, 4, dtype=torch.int64)]
+        real = torch.tensor([0.5, torch.nan], dtype=torch.float64)
+        given = [torch.arange(6).view(2, 3), real, torch.empty(0, 4, dtype=torch.int64)]
     received = broadcast_from_first(given, dist.group.WORLD, torch.device("cpu"))
     return [[list(t.shape), str(t.dtype), t.nan_to_num(-1.0).flatten().tolist()] for t in received]
 

@@ -29,7 +29,8 @@ def problem() -> tuple[PolicySums, torch.Tensor, torch.Tensor, torch.Tensor, tor
 
 def test_one_sigmoid_a_document_over_the_sum_of_its_turns() -> None:
     sums, nll_tokens, mask, reference, _ = problem()
-    output = longpo_objective(sums, nll_tokens, mask, reference, ObjectiveConfig(beta=0.5, preference_weight=0.25, nll_weight=2.0))
+    config = ObjectiveConfig(beta=0.5, preference_weight=0.25, nll_weight=2.0)
+    output = longpo_objective(sums, nll_tokens, mask, reference, config)
     # document 1: chosen ratios -2 and +1, rejected ratios +1 and +0.5; document 2: +1 and +0.5
     margins = [0.5 * ((-2 + 1) - (1 + 0.5)), 0.5 * (1 - 0.5)]
     for index, margin in enumerate(margins):

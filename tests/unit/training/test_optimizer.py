@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 
 import pytest
@@ -33,7 +34,7 @@ def test_linear_decay_goes_in_equal_steps_and_wastes_no_iteration_at_the_floor()
 def test_cosine_decay_is_half_way_down_in_the_middle() -> None:
     found = rates(8, lr_warmup_iters=0, lr_decay_style="cosine")
     assert found[4] == pytest.approx(0.5)
-    assert all(earlier > later for earlier, later in zip(found, found[1:], strict=False))
+    assert all(earlier > later for earlier, later in itertools.pairwise(found))
 
 
 def test_a_constant_rate_stays_at_the_peak() -> None:
