@@ -136,7 +136,7 @@ def _tokenize_chat(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> tup
         if np.isin(encoding.ids[slice(*span)], list(tokenizer.control_ids)).any():
             raise DroppedError(DropReason.CONTROL_TOKEN_IN_TEXT)
         if message["role"] == "assistant":
-            _check_answer(tokenizer, encoding, text, (start, end), span)
+            _check_answer(tokenizer, encoding.ids[slice(*span)], text[start:end])
             span = span[0], _end_of_turn(tokenizer, encoding, span[1], text, end)
         spans.append(span)
     answers = tuple(span for message, span in zip(messages, spans, strict=True) if message["role"] == "assistant")
@@ -150,11 +150,9 @@ def token_span(encoding: Encoding, start: int, end: int) -> Span:
     return first, last
 
 
-def _check_answer(tokenizer: ChatTokenizer, encoding: Encoding, text: str, place: Span, span: Span) -> None:
-    """An answer's tokens must hold nothing but the answer and white space, and must decode to it."""
-    outside = text[encoding.starts[span[0]] : place[0]] + text[place[1] : encoding.ends[span[1] - 1]]
-    decoded = tokenizer.decode(encoding.ids[slice(*span)])
-    if outside.strip() or _canonical(decoded) != _canonical(text[slice(*place)]):
+def _check_answer(tokenizer: ChatTokenizer, ids: np.ndarray, answer: str) -> None:
+    """An answer's tokens must decode to it, give or take white space around it."""
+    if _canonical(tokenizer.decode(ids)) != _canonical(answer):
         raise DroppedError(DropReason.ANSWER_NOT_ON_TOKENS)
 
 
