@@ -119,10 +119,8 @@ def processes_fit(config: RunConfig, world_size: int) -> Iterator[str]:
     axes = (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.context_parallel_size)
     if min(*axes, size) < 1:
         return  # told by `numbers_in_range`
-    problems = world_problems(parallel, world_size)
-    if problems:
-        yield from problems
-        return
+    if world_problems(parallel, world_size):
+        return  # told by `check_layout`, which knows the model and so the nearest layouts that work
     replicas, batch = data_parallel_size(parallel, world_size), config.training.global_batch_size
     if batch % (size * replicas):
         yield (

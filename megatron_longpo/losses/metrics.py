@@ -30,13 +30,20 @@ def metric_names(max_turns: int) -> tuple[str, ...]:
 
 
 def metric_sums(
-    output: ObjectiveOutput, sums: PolicySums, turn_mask: Tensor, answer_tokens: Tensor, reference_logps: Tensor, max_turns: int
+    output: ObjectiveOutput,
+    sums: PolicySums,
+    nll_tokens: Tensor,
+    turn_mask: Tensor,
+    answer_tokens: Tensor,
+    reference_logps: Tensor,
+    max_turns: int,
 ) -> Tensor:
     """Numerator and denominator of every metric.
 
     Args:
         output: the pairs' objective.
         sums: the policy's log-prob sums.
+        nll_tokens: ``[p]``.
         turn_mask: ``[p, t]``.
         answer_tokens: ``[p, t, 2]``.
         reference_logps: ``[p, t, 2]``, NaN where there is none.
@@ -46,8 +53,8 @@ def metric_sums(
         ``[metrics, 2]`` float64: rows in the order of `metric_names`. Means over pairs; ``kl/short_to_long`` is a mean over
         chosen answer
         tokens of ``logp_ref - logp_policy``, an estimate of KL(reference on short || policy on long); a turn's margin is a
-        mean over the pairs that have the turn. Without a reference the rows of rewards have denominator 0,
-        and so has ``logps/rejected`` where the rejected side was not read.
+        mean over the pairs that have the turn. What was not computed has denominator 0: rewards and preference loss without a
+        reference, ``nll_loss`` without targets, ``logps/rejected`` where the rejected side was not read.
     """
     exists = turn_mask > 0
     known = exists & ~reference_logps.isnan().any(-1)
@@ -58,8 +65,8 @@ def metric_sums(
     every, referenced = torch.ones_like(output.loss), has_reference.to(output.loss.dtype)
     rows = [
         (output.loss, every),
-        (output.nll, every),
-        (output.preference, every),
+        (output.nll, (nll_tokens > 0).double()),
+        (output.preference * referenced, referenced),
         (chosen * referenced, referenced),
         (rejected * referenced, referenced),
         ((chosen - rejected) * referenced, referenced),

@@ -129,7 +129,7 @@ class Checkpointer:
         partial = root / f".saving-{name}"
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
-            for left_over in root.glob(".saving-*"):
+            for left_over in (*root.glob(".saving-*"), *root.glob(".replaced-*")):
                 shutil.rmtree(left_over)
             partial.mkdir()
         dist.barrier()
@@ -182,15 +182,18 @@ def _publish(root: Path, partial: Path, name: str, iteration: int, keep: int | N
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     sync_folder(partial)
-    if (root / name).exists():  # written by an earlier run that was rolled back
-        shutil.rmtree(root / name)
+    replaced = root / f".replaced-{name}"
+    if (root / name).exists():  # written by an earlier run that was rolled back; moved aside, since removing takes long
+        (root / name).rename(replaced)
     partial.rename(root / name)
     sync_folder(root)
     write_text(root / TRACKER_FILE, str(iteration))
     sync_folder(root)
-    if keep:
-        for old in sorted(root.glob("iter_*"))[:-keep]:
-            shutil.rmtree(old)
+    shutil.rmtree(replaced, ignore_errors=True)
+    # checkpoints with higher numbers are of a run that was rolled back: not newer, and overwritten when this run gets there
+    older = sorted(folder for folder in root.glob("iter_*") if folder.name < name)
+    for old in older[: len(older) - (keep - 1)] if keep else []:
+        shutil.rmtree(old)
 
 
 def has_checkpoint(directory: str | None) -> bool:

@@ -94,7 +94,9 @@ def batch_loss(batch: RankBatch, log_probs: Tensor, context: StepContext, num_mi
     scale = num_microbatches * context.state.dp_group.size() / context.global_batch_size
     finite = output.loss.detach().isfinite()
     reported = {
-        "metrics": metric_sums(output, sums, whole.turn_mask, whole.answer_tokens, whole.reference_logps, context.max_turns),
+        "metrics": metric_sums(
+            output, sums, whole.nll_tokens, whole.turn_mask, whole.answer_tokens, whole.reference_logps, context.max_turns
+        ),
         "bad": [tuple(sample) for sample in whole.sample_ids[~finite].tolist()],
     }
     return output.loss.sum() * scale, reported

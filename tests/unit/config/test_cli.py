@@ -190,8 +190,8 @@ def test_a_preset_that_others_override_wholly_is_warned_about(capsys):
 
 
 def test_the_world_size_is_torchrun_s(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="3 processes are not a multiple"):
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with pytest.raises(UserError, match="data-parallel size = 1 x 3"):
         parse_args([*RUN, "--train-iters", "4", "--context-parallel-size", "2"])
 
 

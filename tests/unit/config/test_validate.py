@@ -39,7 +39,6 @@ def refusal(flags: str, world_size: int = 1) -> str:
         (f"{RUN} --split 98,1,1", 1, ["--split 98,1,1"]),
         (f"{RUN} --split 1,-1", 1, ["--split 1,-1"]),
         (f"{RUN} --eval-interval 2", 1, ["--eval-interval 2", "--split 100,0"]),
-        (f"{RUN} --context-parallel-size 2 --tensor-model-parallel-size 2", 6, ["6 processes", "2 x 1 x 2 = 4"]),
         (f"{RUN} --context-parallel-size 0", 1, ["--context-parallel-size is 0"]),
         (f"{RUN} --global-batch-size 6", 4, ["--global-batch-size 6", "1 x 4", "8"]),
         (f"{RUN} --global-batch-size 8 --micro-batch-size 3", 1, ["--global-batch-size 8", "3 x 1", "9"]),

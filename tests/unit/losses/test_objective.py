@@ -65,10 +65,11 @@ def test_without_a_preference_weight_no_reference_is_needed() -> None:
     output = longpo_objective(sums, nll_tokens, mask, unknown, config)
     assert output.loss.tolist() == [3.0, 2.0]
     tokens[..., 1] = 0  # the rejected side was not read
-    means = metric_means(metric_sums(output, sums, mask, tokens, unknown, 2), 2)
+    means = metric_means(metric_sums(output, sums, nll_tokens, mask, tokens, unknown, 2), 2)
     assert "logps/rejected" not in means
     assert "rewards/chosen" not in means
     assert "kl/short_to_long" not in means
+    assert "preference_loss" not in means
     assert means["nll_loss"] == 2.5
 
 
@@ -98,7 +99,7 @@ def test_metrics_are_means_over_pairs_and_over_chosen_answer_tokens() -> None:
     sums, nll_tokens, mask, reference, tokens = problem()
     config = ObjectiveConfig(beta=0.5, preference_weight=0.25)
     output = longpo_objective(sums, nll_tokens, mask, reference, config)
-    means = metric_means(metric_sums(output, sums, mask, tokens, reference, 3), 3)
+    means = metric_means(metric_sums(output, sums, nll_tokens, mask, tokens, reference, 3), 3)
     assert set(means) == set(metric_names(3)) - {"rewards/margins/turn_3"}
     assert means["rewards/chosen"] == pytest.approx(0.5 * ((-2 + 1) + 1) / 2)
     assert means["rewards/rejected"] == pytest.approx(0.5 * ((1 + 0.5) + 0.5) / 2)
@@ -114,11 +115,12 @@ def test_metrics_are_means_over_pairs_and_over_chosen_answer_tokens() -> None:
 def test_metrics_of_parts_add_up_to_those_of_the_whole() -> None:
     sums, nll_tokens, mask, reference, tokens = problem()
     config = ObjectiveConfig()
-    whole = metric_sums(longpo_objective(sums, nll_tokens, mask, reference, config), sums, mask, tokens, reference, 2)
+    whole_output = longpo_objective(sums, nll_tokens, mask, reference, config)
+    whole = metric_sums(whole_output, sums, nll_tokens, mask, tokens, reference, 2)
     parts = torch.zeros_like(whole)
     for index in range(2):
         one = slice(index, index + 1)
         part = PolicySums(sums.nll[one], sums.answers[one])
         output = longpo_objective(part, nll_tokens[one], mask[one], reference[one], config)
-        parts += metric_sums(output, part, mask[one], tokens[one], reference[one], 2)
+        parts += metric_sums(output, part, nll_tokens[one], mask[one], tokens[one], reference[one], 2)
     assert torch.allclose(whole, parts, atol=1e-12)
