@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class ReferenceCache:
             with np.load(path, allow_pickle=False) as arrays:
                 values: dict[str, Any] = json.loads(str(arrays["fingerprint"]))
                 return cls(ReferenceFingerprint(**values), arrays["offsets"], arrays["logps"], arrays["tokens"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path}: not a reference cache ({error}); run tools/precompute_reference_logprobs.py again"
             ) from error
