@@ -1,4 +1,4 @@
-"""On a GPU: planned attention through PyTorch's CUDA flash kernel errs no more than twice as much as PyTorch's own masked attention."""
+"""On a GPU: planned attention errs no more than twice as much as PyTorch's own masked attention in the same precision."""
 
 from __future__ import annotations
 
