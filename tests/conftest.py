@@ -1,9 +1,14 @@
 """What holds for every test: one thread, no network, no compiler, and the marker of the folder that the test lies in."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.workers import Workers
 
 # Before torch or transformers are imported; commands that tests start inherit them.
 os.environ.update(
@@ -40,3 +45,13 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def workers() -> "Iterator[Workers]":
+    """Pools of gloo ranks, shared by every test of the session."""
+    from tests.support.workers import Workers
+
+    pools = Workers()
+    yield pools
+    pools.close()

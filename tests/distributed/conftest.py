@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.scenario import Scenario, fill_reference, make_scenario
 from tests.support.workers import Workers
-
-
-@pytest.fixture(scope="session")
-def workers() -> Iterator[Workers]:
-    """Pools of gloo ranks."""
-    pools = Workers()
-    yield pools
-    pools.close()
 
 
 @pytest.fixture(scope="session")

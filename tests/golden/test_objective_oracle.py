@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ class Solved:
     scenario: Scenario
     metrics: dict[str, float]
     gradients: dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    pools = Workers()
-    yield pools
-    pools.close()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
