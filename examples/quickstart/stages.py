@@ -78,7 +78,9 @@ def _run(stage: Stage, environment: dict[str, str]) -> float:
     done = subprocess.run(command, env={**os.environ, **environment})
     seconds = time.monotonic() - start
     if done.returncode:
-        raise UserError(f"stage {stage.name!r} failed with exit code {done.returncode}; its messages are above. A re-run goes on here")
+        raise UserError(
+            f"stage {stage.name!r} failed with exit code {done.returncode}; its messages are above. A re-run goes on here"
+        )
     missing = [str(output) for output in stage.outputs if not _matches(output)]
     if missing:
         raise UserError(f"stage {stage.name!r} ended without making {missing[0]}")

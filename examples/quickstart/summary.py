@@ -76,11 +76,12 @@ def draw(iterations: list[dict[str, Any]], path: Path) -> None:
 
 def _text(build: Path, summary: dict[str, Any]) -> str:
     before, after, question, settings = (summary[name] for name in ("before", "after", "question", "settings"))
+    rate, base = settings["learning_rate"], settings["rotary_base"]
     lines = ["", "The same pairs, scored before and after training", f"{'':36}{'before':>10}{'after':>10}"]
     lines += [f"{label:36}{before[name]:10.4f}{after[name]:10.4f}" for name, label in SHOWN]
     lines += [
         "",
-        f"{settings['iterations']} iterations, learning rate {settings['learning_rate']:g}, RoPE base {settings['rotary_base']:g}",
+        f"{settings['iterations']} iterations, learning rate {rate:g}, RoPE base {base:g}",
         "",
         f"Asked about all of {question['document_id']} ({question['prompt_tokens']} tokens): {question['instruction']}",
         f"  before, from its chunk:      {_one_line(question['before_from_chunk'])}",

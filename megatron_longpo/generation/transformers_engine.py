@@ -48,7 +48,9 @@ class TransformersEngine:
             UserError: there is none that can be read from safetensors.
         """
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # the command has a bar of its own
         try:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
