@@ -130,17 +130,12 @@ def _join(config: ParallelConfig, init_method: str) -> None:
         )
 
 
-def destroy_groups() -> None:
-    """Forget the parallel groups; the world's group stays, so that `initialize` can divide it anew."""
+def destroy() -> None:
+    """Leave every process group."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     parallel_state.destroy_model_parallel()
     get_cuda_rng_tracker().reset()
-
-
-def destroy() -> None:
-    """Leave every process group."""
-    destroy_groups()
     if dist.is_initialized():
         dist.destroy_process_group()

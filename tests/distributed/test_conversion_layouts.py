@@ -35,7 +35,7 @@ def load_and_save(layout: Layout, source: Path, target: Path) -> None:
             chunk.load_state_dict(values)
         dump(chunks, target, gradients=False)
     finally:
-        state.destroy_groups()
+        state.destroy()
 
 
 @pytest.mark.parametrize(

@@ -138,18 +138,23 @@ class Command:
             assert time.monotonic() < deadline, f"not reached in {seconds} s:\n{self.output()}"
             time.sleep(0.002)
 
-    def wait(self, seconds: float = 240.0) -> list[int]:
-        """Exit codes by rank (negative: the signal); what is left of their sessions is killed then."""
+    def wait(self, seconds: float = 240.0, grace: float = 0.0) -> list[int]:
+        """Exit codes by rank (negative: the signal); what is left of their sessions is killed then.
+
+        When a rank fails the others have ``grace`` seconds to end too: they might wait for it until a collective's deadline.
+        """
         deadline = time.monotonic() + seconds
         codes: dict[int, int] = {}
+        failed_at: float | None = None
         while len(codes) < len(self.pids):
             for pid in self.pids:
                 code = codes.get(pid, self.nursery.poll(pid) if pid not in codes else None)
                 if code is not None:
                     codes[pid] = code
+            if any(codes.values()) and failed_at is None:
+                failed_at = time.monotonic()
             late = time.monotonic() > deadline
-            # the others of a rank that failed would wait for it until the deadline of a collective
-            if late or any(codes.values()):
+            if late or (failed_at is not None and time.monotonic() - failed_at >= grace):
                 for pid in set(self.pids) - codes.keys():
                     _kill_session(pid)
             assert not late, f"still running after {seconds} s:\n{self.output()}"

@@ -119,7 +119,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
         dump(chunks, Path(folder) / "weights", gradients=False)
         return {"metrics": history}
     finally:
-        parallel_state.destroy_groups()
+        parallel_state.destroy()
 
 
 def dump(chunks: Any, folder: Path, *, gradients: bool) -> None:

@@ -100,4 +100,4 @@ def fill_reference(scenario: Scenario, context: str = "short", parallel: Any = N
         model = build_frozen_model(record.architecture, str(scenario.native), parallel, training, state)
         fill_cache(cache, dataset, model, reference, state)
     finally:
-        parallel_state.destroy_groups()
+        parallel_state.destroy()

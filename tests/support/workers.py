@@ -6,6 +6,9 @@ traceback of the first rank that failed is raised; the next call starts a fresh 
 
 from __future__ import annotations
 
+import glob
+import itertools
+import gc
 import multiprocessing as mp
 import os
 import signal
@@ -38,21 +41,28 @@ def _serve(rank: int, world_size: int, rendezvous: str, pipe: Connection) -> Non
     import torch.distributed as dist
 
     from megatron_longpo.parallel import cpu_backend
+    from megatron_longpo.parallel import state as parallel_state
     from megatron_longpo.utils.errors import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(1)
     cpu_backend.install()
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-    while True:
+    for number in itertools.count():
         task = pipe.recv()
         if task is None:
             return
         function, arguments = task
         try:
-            pipe.send((True, function(*arguments)))
+            # a world of its own for every call: gloo's threads of groups that are never closed would eat the machine
+            dist.init_process_group("gloo", init_method=f"file://{rendezvous}-{number}", rank=rank, world_size=world_size)
+            result = function(*arguments)
+            if dist.is_initialized():
+                dist.barrier()
+                parallel_state.destroy()
+            pipe.send((True, result))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
+        gc.collect()  # models hold their groups, and each group holds threads
 
 
 class WorkerPool:
@@ -118,8 +128,8 @@ class WorkerPool:
                     process.kill()
         for process in self._processes:
             process.join(10)
-        if os.path.exists(self._rendezvous):
-            os.unlink(self._rendezvous)
+        for path in glob.glob(f"{self._rendezvous}-*"):
+            os.unlink(path)
 
 
 class Workers:
