@@ -20,7 +20,7 @@ from megatron_longpo.data.pair import PreferencePair
 from megatron_longpo.data.sampler import PreferenceStream
 from megatron_longpo.losses.objective import preference_loss, sigmoid_loss
 from tests.golden.test_objective_oracle import assert_gradients
-from tests.support.layouts import Layout, read_dump, train_and_dump
+from tests.support.layouts import read_dump, train_and_dump
 from tests.support.oracle import load_hf, side_logps, token_logps
 from tests.support.scenario import ROTARY_BASE, Scenario, fill_reference, make_scenario
 from tests.support.workers import Workers
