@@ -20,7 +20,7 @@ HERE = Path("examples/quickstart")
 BUILD = Path("build/quickstart")
 
 ROTARY_BASE = "2e5"
-"""Twice the model's own 1e5. The paper raises Mistral's tenfold and then trains for thousands of iterations; eight cannot mend that."""
+"""Twice the model's own 1e5. The paper raises Mistral's tenfold, and then trains for thousands of iterations."""
 LEARNING_RATE = "1e-5"
 """The paper's 5e-7 is for thousands of iterations; eight need a larger one to show a change."""
 ITERATIONS = "8"

@@ -6,9 +6,9 @@ traceback of the first rank that failed is raised; the next call starts a fresh 
 
 from __future__ import annotations
 
+import gc
 import glob
 import itertools
-import gc
 import multiprocessing as mp
 import os
 import signal
