@@ -36,14 +36,13 @@ EXTRAS = {
     # Megatron-Core finds it; the package of that name on PyPI is another project.
     "gpu": ["transformer-engine[pytorch]>=2.5", "flash-attn>=2.7"],
     "wandb": ["wandb>=0.17"],
-    # Reads the model that `make quickstart` trains (a GGUF file) and draws its plot.
-    "quickstart": ["gguf>=0.10", "matplotlib>=3.8"],
+    # Reads the model that `make quickstart` trains (a GGUF file, for which transformers wants accelerate) and draws its plot.
+    "quickstart": ["accelerate>=1", "gguf>=0.10", "matplotlib>=3.8"],
     "docs": ["mkdocs>=1.6"],
 }
 # Other implementations that the tests compare with, and the tools.
 EXTRAS["dev"] = [
     *EXTRAS["quickstart"],
-    "accelerate>=1",
     "datasets>=3",
     "hypothesis>=6.100",
     "liger-kernel>=0.5",
