@@ -282,6 +282,14 @@ def test_a_layout_that_cannot_work_is_refused_before_a_model_is_built(name: str,
     assert reason in line
 
 
+def test_a_pair_that_is_too_long_is_refused_and_never_cut(llama: Scenario, nursery: Nursery) -> None:
+    command = nursery.start(TRAIN, flags(llama, "--lr", 0.1, "--seq-length", 600), 1, without_models)
+    assert command.wait() == [1]
+    (line,) = command.output().strip().splitlines()
+    assert "has a side of" in line
+    assert "more than --seq-length 600" in line
+
+
 def test_the_refusal_of_models_would_be_seen(llama: Scenario, nursery: Nursery) -> None:
     """The guard of the test above does its work on a layout that is fine."""
     command = nursery.start(TRAIN, flags(llama, "--lr", 0.1), 1, without_models)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +57,6 @@ CASES = {
         smoothing=0.2, per_turn=True, nll_weight=0.0,
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    pools = Workers()
-    yield pools
-    pools.close()
 
 
 @pytest.fixture(scope="module")
