@@ -21,7 +21,7 @@ BUILD = Path("build/quickstart")
 
 ROTARY_BASE = "2e5"
 """Twice the model's own 1e5. The paper raises Mistral's tenfold, and then trains for thousands of iterations."""
-LEARNING_RATE = "1e-5"
+LEARNING_RATE = "2e-5"
 """The paper's 5e-7 is for thousands of iterations; eight need a larger one to show a change."""
 ITERATIONS = "8"
 SEQ_LENGTH = "3072"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -46,10 +47,19 @@ def run_stages(stages: Sequence[Stage], folder: Path, environment: dict[str, str
         The seconds that each stage took when it was run.
 
     Raises:
-        UserError: a command failed.
+        UserError: a command failed, or another process is running stages in this folder.
     """
     stamps = folder / "stamps"
     stamps.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another quickstart is running here; wait for it to end") from None
+        return _run_in_order(stages, stamps, environment)
+
+
+def _run_in_order(stages: Sequence[Stage], stamps: Path, environment: dict[str, str]) -> dict[str, float]:
     seconds: dict[str, float] = {}
     history = hashlib.sha256(f"python {sys.version_info.major}.{sys.version_info.minor}".encode())
     for number, stage in enumerate(stages, start=1):

@@ -1,5 +1,6 @@
 """The quickstart's own machinery; the commands that it runs have tests of their own."""
 
+import fcntl
 import importlib.util
 import json
 import subprocess
@@ -64,6 +65,18 @@ def test_a_stage_that_fails_stops_the_chain_and_is_started_over_what_it_left(tmp
     module.run_stages(stages, tmp_path, {})
     assert output.read_text() == "part part "
     assert (tmp_path / "log").read_text() == "after\n"
+
+
+def test_a_second_process_is_refused(tmp_path, monkeypatch, capfd):
+    module = load("stages", monkeypatch)
+    code = f"import fcntl; fcntl.flock(open({str(tmp_path / 'lock')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with pytest.raises(UserError, match="stage 'other' failed"):
+        module.run_stages([module.Stage("other", "lock it", ("python", "-c", code), ())], tmp_path, {})
+    holder = (tmp_path / "lock").open()
+    fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(UserError, match="another quickstart is running here"):
+        module.run_stages([], tmp_path, {})
+    holder.close()
 
 
 def test_a_stage_that_makes_nothing_is_an_error(tmp_path, monkeypatch, capfd):
