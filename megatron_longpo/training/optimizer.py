@@ -34,7 +34,7 @@ def build_optimizer(config: RunConfig, model: Sequence[DistributedDataParallel])
         adam_beta2=ours.rmsprop_alpha if rmsprop else ours.adam_beta2,
         adam_eps=ours.rmsprop_eps if rmsprop else ours.adam_eps,
         sgd_momentum=ours.sgd_momentum,
-        clip_grad=ours.clip_grad or math.inf,  # with 0 Megatron-Core would not compute the norm, which is a metric and a check
+        clip_grad=ours.clip_grad,
         bf16=config.training.bf16,
         params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,

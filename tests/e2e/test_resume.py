@@ -112,7 +112,7 @@ def is_saving(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(("kind", "seed", "in_save"), [
-    ("adam", 0, False), ("adam", 1, False), ("adam", 2, True), ("rmsprop", 3, False),
+    ("adam", 0, False), ("adam", 2, True), ("rmsprop", 3, False),
     ("adam-distributed", 4, False), ("adam-distributed", 5, True),
 ])  # fmt: skip
 def test_a_run_killed_at_a_random_moment_goes_on_bit_for_bit(
@@ -227,7 +227,7 @@ def test_a_checkpoint_goes_on_in_another_layout(
     # a large epsilon: Adam would otherwise amplify the round-off of near-zero gradients to the size of the learning rate
     fixed = ("--lr-decay-style", "constant", "--lr-warmup-iters", 0, "--adam-eps", 1e-3, *flags)
     one, moved = tmp_path / "one", tmp_path / "moved"
-    nursery.start(TRAIN, arguments_for(scenario, one, *fixed)).succeed()
+    uninterrupted = nursery.start(TRAIN, arguments_for(scenario, one, *fixed))
     for iterations, world_size, layout in (
         (3, 2, ("--tensor-model-parallel-size", 2, "--sequence-parallel")),
         (6, 2, ("--pipeline-model-parallel-size", 2)),
@@ -237,6 +237,7 @@ def test_a_checkpoint_goes_on_in_another_layout(
             TRAIN, arguments_for(scenario, moved, *fixed, *layout, iterations=iterations), world_size
         ).succeed()
         assert iterations == 3 or f"resuming after iteration {iterations - 3}" in command.output()
+    uninterrupted.succeed()
     for expected, found in zip(metrics(one), metrics(moved), strict=True):
         for name, value in expected.items():
             size = abs(expected["logps/chosen"]) + abs(expected["logps/rejected"])
