@@ -66,7 +66,7 @@ def draw(iterations: list[dict[str, Any]], path: Path) -> None:
     rewards.set(title="Rewards", xlabel="iteration", ylabel="beta x log-ratio")
     for name, label in (("nll_loss", "NLL"), ("preference_loss", "preference loss"), ("loss", "objective")):
         losses.plot(steps, [row[name] for row in iterations], marker="o", label=label)
-    losses.set(title="Losses (a different document each iteration)", xlabel="iteration")
+    losses.set(title="Losses (one document an iteration)", xlabel="iteration")
     for axes in (rewards, losses):
         axes.legend()
     partial = path.with_name(f"partial-{path.name}")
