@@ -95,7 +95,7 @@ def data_path_well_formed(config: RunConfig, world_size: int) -> Iterator[str]:
     if not words:
         yield "no data is given; name a dataset prefix with --data-path (tools/preprocess_preference_data.py makes one)"
         return
-    weights = [_number(word) for word in words]
+    weights = [parse_number(word) for word in words]
     if all(weight is None for weight in weights):
         return
     if len(words) % 2 or any((weight is None) != bool(place % 2) for place, weight in enumerate(weights)):
@@ -106,7 +106,7 @@ def data_path_well_formed(config: RunConfig, world_size: int) -> Iterator[str]:
 
 def split_well_formed(config: RunConfig, world_size: int) -> Iterator[str]:
     """--split is two shares; a validation needs a share."""
-    shares = [_number(part) for part in config.data.split.split(",")]
+    shares = [parse_number(part) for part in config.data.split.split(",")]
     if len(shares) != 2 or any(share is None or not 0 <= share < math.inf for share in shares) or not shares[0]:
         yield f"--split {config.data.split}: give the train and validation shares as two numbers, e.g. 99,1; the first above 0"
     elif config.training.eval_interval is not None and not shares[1]:
@@ -226,7 +226,8 @@ def _ineffective(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "wandb_name", "no --wandb-project is given"
 
 
-def _number(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
+    """The number that a text is, or None."""
     try:
         return float(text)
     except ValueError:

@@ -27,9 +27,8 @@ def sum_over_context(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor
     """Sum the context-parallel ranks' parts; every rank gets the whole.
 
     Every rank goes on to compute the same loss from the sum, so the gradient of its own part is the gradient of the sum:
-    backward is
-    the identity. (A plain in-place all-reduce of a tensor that carries gradients gives the same numbers only by accident of
-    autograd not seeing it; reducing the gradient too would count it ``cp`` times.)
+    backward is the identity. (A plain in-place all-reduce of a tensor that carries gradients gives the same numbers only by
+    accident of autograd not seeing it; reducing the gradient too would count it ``cp`` times.)
 
     Parallel: all-reduce over the context group forward, none backward.
     """

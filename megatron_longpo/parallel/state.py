@@ -9,6 +9,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from megatron_longpo.config.layout import world_problems
 from megatron_longpo.config.schema import ParallelConfig
 from megatron_longpo.parallel import cpu_backend
 from megatron_longpo.utils.errors import UserError
@@ -24,7 +25,7 @@ class ParallelState:
         pp_group: ranks that hold the stages of one model copy.
         dp_group: ranks that hold different pairs.
         dp_cp_group: ranks over which gradients are averaged.
-        mp_group: ranks that hold one model copy's weights (tp and pp).
+        sequence_parallel: whether a tensor group shards norms and residuals along the sequence.
     """
 
     tp_group: dist.ProcessGroup
@@ -32,28 +33,12 @@ class ParallelState:
     pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
     dp_cp_group: dist.ProcessGroup
-    mp_group: dist.ProcessGroup
     sequence_parallel: bool
 
     @property
     def rank(self) -> int:
         """Rank in the world."""
         return dist.get_rank()
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return dist.get_world_size()
-
-    @property
-    def is_first_stage(self) -> bool:
-        """Whether this rank holds the first pipeline stage."""
-        return self.pp_group.rank() == 0
-
-    @property
-    def is_last_stage(self) -> bool:
-        """Whether this rank holds the last pipeline stage (of the last model chunk)."""
-        return self.pp_group.rank() == self.pp_group.size() - 1
 
     @property
     def sequence_multiple(self) -> int:
@@ -63,9 +48,7 @@ class ParallelState:
         return sequence_multiple(self.cp_group.size(), self.tp_group.size(), sequence_parallel=self.sequence_parallel)
 
 
-def initialize(
-    config: ParallelConfig, seed: int = 42, virtual_pipeline_size: int | None = None, init_method: str = "env://"
-) -> ParallelState:
+def initialize(config: ParallelConfig, seed: int = 42, virtual_pipeline_size: int | None = None) -> ParallelState:
     """Join the process group and divide it into parallel groups.
 
     Works under ``torchrun`` (its environment variables) and under plain ``python`` (one process).
@@ -74,7 +57,6 @@ def initialize(
         config: sizes of the axes.
         seed: seed of the model-parallel random states.
         virtual_pipeline_size: model chunks on a stage, where the pipeline is interleaved.
-        init_method: rendezvous, for tests that bring their own.
 
     Raises:
         UserError: if the sizes do not divide the number of processes.
@@ -86,15 +68,10 @@ def initialize(
 
     cpu_backend.install()
     if not dist.is_initialized():
-        _join(config, init_method)
-    world_size = dist.get_world_size()
-    model_size = config.tensor_model_parallel_size * config.pipeline_model_parallel_size * config.context_parallel_size
-    if world_size % model_size:
-        raise UserError(
-            f"{world_size} processes do not divide into tensor {config.tensor_model_parallel_size} x pipeline "
-            f"{config.pipeline_model_parallel_size} x context {config.context_parallel_size} = {model_size}; "
-            f"start a multiple of {model_size}"
-        )
+        _join(config)
+    problems = world_problems(config, dist.get_world_size())
+    if problems:
+        raise UserError("; ".join(problems))
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
@@ -110,12 +87,11 @@ def initialize(
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
         dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
-        mp_group=parallel_state.get_model_parallel_group(),
         sequence_parallel=config.sequence_parallel,
     )
 
 
-def _join(config: ParallelConfig, init_method: str) -> None:
+def _join(config: ParallelConfig) -> None:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     timeout = datetime.timedelta(minutes=config.distributed_timeout_minutes)
     if cpu_backend.has_cuda():
@@ -126,7 +102,7 @@ def _join(config: ParallelConfig, init_method: str) -> None:
         )
     else:
         dist.init_process_group(
-            cpu_backend.communication_backend(), init_method=init_method, rank=rank, world_size=world_size, timeout=timeout
+            cpu_backend.communication_backend(), rank=rank, world_size=world_size, timeout=timeout
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from megatron_longpo.config.schema import DataConfig, RunConfig
+from megatron_longpo.config.validate import parse_number
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.data.loader import SampleId
 from megatron_longpo.data.packing import PackingOptions
@@ -44,17 +45,9 @@ class RunData:
 
 def parse_data_path(values: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
     """Split ``--data-path`` into prefixes and weights; weights are all given or all absent."""
-    if len(values) >= 2 and _is_number(values[0]):
+    if len(values) >= 2 and parse_number(values[0]) is not None:
         return list(values[1::2]), [float(value) for value in values[0::2]]
     return list(values), None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def open_data(config: DataConfig, seed: int, architecture: ModelArchitecture) -> RunData:
@@ -83,6 +76,9 @@ def _check_fit(dataset: PreferenceDataset, config: DataConfig, architecture: Mod
             f"{dataset.prefix}: holds token {dataset.manifest.max_token_id}, the model's vocabulary has "
             f"{architecture.vocab_size}; preprocess with the model's own tokenizer"
         )
+    lengths = dataset.manifest.lengths  # of an empty dataset: none; the stream refuses it
+    if all(lengths[side]["maximum"] <= config.seq_length for side in ("chosen", "rejected") if side in lengths):
+        return
     for index in range(len(dataset)):
         longest = max(dataset.lengths(index))
         if longest > config.seq_length:

@@ -79,9 +79,9 @@ def batch_loss(batch: RankBatch, log_probs: Tensor, context: StepContext, num_mi
     """Objective of one micro-batch, as Megatron-Core's schedule wants it.
 
     The batch loss is ``(1 / global_batch_size) * sum over documents``. Megatron-Core multiplies a loss by the
-    context-parallel size and divides
-    it by the number of micro-batches, and DDP averages gradients over data and context ranks. What is left to do here is to
-    undo the division by micro-batches and data-parallel ranks, whatever number of pairs each micro-batch holds.
+    context-parallel size and divides it by the number of micro-batches, and DDP averages gradients over data and context
+    ranks. What is left to do here is to undo the division by micro-batches and data-parallel ranks, whatever number of pairs
+    each micro-batch holds.
 
     Returns:
         The scaled loss, float64 scalar, and ``{"metrics": [m, 2], "bad": samples with a non-finite objective}``.
@@ -104,16 +104,13 @@ def batch_loss(batch: RankBatch, log_probs: Tensor, context: StepContext, num_mi
 
 def run_batches(
     model: Sequence[torch.nn.Module], batches: Sequence[RankBatch], context: StepContext, *, forward_only: bool
-) -> dict[str, float]:
+) -> list[dict[str, Any]]:
     """Forward (and backward) over this rank's micro-batches; gradients are left finalised in the model.
 
     Returns:
-        Metrics of the global batch, the same on every rank.
+        `batch_loss`'s report of each micro-batch, on the last stage; what `reduce_reports` takes.
 
-    Raises:
-        NonFiniteLossError: on every rank, if any pair's objective is not finite.
-
-    Parallel: the pipeline schedule; gradients over every group; metrics over data-parallel and pipeline groups.
+    Parallel: the pipeline schedule; in training, gradients over every group.
     """
 
     def forward(iterator: Iterator[RankBatch], chunk: torch.nn.Module) -> tuple[Tensor, Any]:
@@ -121,12 +118,17 @@ def run_batches(
         loss = functools.partial(batch_loss, batch, context=context, num_microbatches=len(batches))
         return chunk(batch.packed), loss
 
-    reported = run_schedule(forward, model, batches, forward_only=forward_only)
-    return reduce_reports(reported, context)
+    return run_schedule(forward, model, batches, forward_only=forward_only)
 
 
 def reduce_reports(reported: list[dict[str, Any]], context: StepContext) -> dict[str, float]:
-    """Sum the last stage's reports over micro-batches and data-parallel ranks and give every rank the means."""
+    """Sum the last stage's reports over micro-batches and data-parallel ranks and give every rank the means.
+
+    Raises:
+        NonFiniteLossError: on every rank, if any pair's objective is not finite.
+
+    Parallel: the data-parallel and pipeline groups.
+    """
     state, device = context.state, cpu_backend.device()
     bad = [sample for report in reported for sample in report["bad"]]
     if any_rank(bool(bad), device):
@@ -154,7 +156,7 @@ def train_step(
     for chunk in model:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    metrics = run_batches(model, batches, context, forward_only=False)
+    metrics = reduce_reports(run_batches(model, batches, context, forward_only=False), context)
     _, grad_norm, _ = optimizer.step()
     if not math.isfinite(grad_norm):
         mine = {tuple(sample) for batch in batches for sample in batch.whole.sample_ids.tolist()}

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_longpo.config.schema import RunConfig
-from megatron_longpo.data.batch import RankBatch
 from megatron_longpo.data.loader import SampleId, rank_batches
-from megatron_longpo.parallel.pipeline import run_schedule
 from megatron_longpo.training.data import RunData, packing_options
 from megatron_longpo.training.reference import RunReference
-from megatron_longpo.training.step import StepContext, batch_loss, reduce_reports
+from megatron_longpo.training.step import StepContext, reduce_reports, run_batches
 
 _MICRO_BATCHES_AT_ONCE = 8
 
@@ -50,20 +46,12 @@ def evaluate(
     modes = [chunk.training for chunk in model]
     for chunk in model:
         chunk.eval()
+    options = packing_options(config, state)
     reports: list[dict[str, Any]] = []
     for start in range(0, len(micro_batches), _MICRO_BATCHES_AT_ONCE):
         part = micro_batches[start : start + _MICRO_BATCHES_AT_ONCE]
-        options = packing_options(config, state)
         batches = list(rank_batches(part, data.datasets, reference.source(part), options, state))
-        reports += run_schedule(_forward(context, len(batches)), model, batches, forward_only=True)
+        reports += run_batches(model, batches, context, forward_only=True)
     for chunk, was_training in zip(model, modes, strict=True):
         chunk.train(was_training)
     return reduce_reports(reports, context)
-
-
-def _forward(context: StepContext, count: int) -> Any:
-    def forward(iterator: Iterator[RankBatch], chunk: torch.nn.Module) -> tuple[Tensor, Any]:
-        batch = next(iterator)
-        return chunk(batch.packed), functools.partial(batch_loss, batch, context=context, num_microbatches=count)
-
-    return forward

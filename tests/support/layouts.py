@@ -76,7 +76,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     from megatron_longpo.training.optimizer import Schedule, build_optimizer
     from megatron_longpo.training.pretrained import read_record
     from megatron_longpo.training.reference import RunReference
-    from megatron_longpo.training.step import StepContext, run_batches, wrap_data_parallel
+    from megatron_longpo.training.step import StepContext, reduce_reports, run_batches, wrap_data_parallel
 
     record = read_record(str(config.model.pretrained_checkpoint))
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
@@ -111,7 +111,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
             for chunk in model:
                 chunk.zero_grad_buffer()
             optimizer.zero_grad()
-            metrics = run_batches(model, batches, context, forward_only=False)
+            metrics = reduce_reports(run_batches(model, batches, context, forward_only=False), context)
             if iteration == 1 and not config.parallel.use_distributed_optimizer:
                 dump(chunks, Path(folder) / "gradients", gradients=True)
             _, grad_norm, _ = optimizer.step()
