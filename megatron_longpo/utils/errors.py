@@ -8,6 +8,16 @@ import warnings
 from collections.abc import Callable
 
 
+NOTICES = (
+    "megatron.core.models.gpt.gpt_model",  # packages that are absent
+    "megatron.core.distributed.distributed_data_parallel",  # 0.19: says that it takes its own default layout
+    "megatron.core.dist_checkpointing.strategies.common",  # 0.19: deprecates what its own `load` calls
+    "megatron.core.dist_checkpointing.strategies.torch",  # 0.19: the same of `save`
+    "torch.utils.cpp_extension",  # no CUDA runtime, at import
+)
+"""Loggers that warn on every run about nothing that a user of this project could change."""
+
+
 class UserError(ValueError):
     """Bad input. The message names the file, the record and the field where there is one, and the cure."""
 
@@ -30,4 +40,5 @@ def quiet_libraries() -> None:
     for module in (r"megatron\.", r"torch\.distributed\."):
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=module)
-    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
+    for name in NOTICES:
+        logging.getLogger(name).setLevel(logging.ERROR)
