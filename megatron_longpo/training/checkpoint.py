@@ -7,6 +7,7 @@ checkpoints are deleted last. Anything that a killed run left under a temporary 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from megatron_longpo.conversion.record import (
     sync_folder,
     write_text,
 )
-from megatron_longpo.conversion.safe_metadata import check_metadata, read_metadata
+from megatron_longpo.conversion.safe_metadata import COMMON_FILE, check_metadata, read_metadata
 from megatron_longpo.models.gpt import LogProbGPTModel
 from megatron_longpo.parallel.state import ParallelState
 from megatron_longpo.training.optimizer_state import after_load, before_load, sharded_state
@@ -66,10 +67,22 @@ def load_weights(model: Sequence[LogProbGPTModel], path: str) -> None:
 
     Parallel: all ranks; each reads its shards.
     """
-    folder = find_iteration(Path(path))
-    check_metadata(folder)
+    folder = _readable_iteration(path)
     loaded = dist_checkpointing.load(model_state(model), str(folder))
     _load_model(model, loaded)
+
+
+def _readable_iteration(path: str) -> Path:
+    folder = find_iteration(Path(path))
+    check_metadata(folder)
+    version = importlib.metadata.version("megatron-core")
+    # 0.19 keeps what is common to all ranks among the shards; 0.16 reads it from a file of its own, as 0.19 still can
+    if not (folder / COMMON_FILE).exists() and int(version.split(".")[1]) < 19:
+        raise UserError(
+            f"{folder}: written by Megatron-Core 0.19, which this one ({version}) cannot read; "
+            "go on with 0.19, or export the weights with checkpoint_conversion/mcore_to_hf.py and convert those"
+        )
+    return folder
 
 
 def _load_model(model: Sequence[LogProbGPTModel], loaded: dict[str, Any]) -> None:
@@ -129,7 +142,7 @@ class Checkpointer:
         partial = root / f".saving-{name}"
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
-            for left_over in (*root.glob(".saving-*"), *root.glob(".replaced-*")):
+            for left_over in root.glob(".saving-*"):
                 shutil.rmtree(left_over)
             partial.mkdir()
         dist.barrier()
@@ -162,8 +175,7 @@ class Checkpointer:
 
         Parallel: all ranks.
         """
-        folder = find_iteration(Path(directory))
-        check_metadata(folder)
+        folder = _readable_iteration(directory)
         wanted = self._state_dict(TrainState(), is_loading=True)
         if not any(key.startswith(wanted["rng"].key + "/") for key in read_metadata(folder).state_dict_metadata):
             del wanted["rng"]  # written in another layout
@@ -182,14 +194,12 @@ def _publish(root: Path, partial: Path, name: str, iteration: int, keep: int | N
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     sync_folder(partial)
-    replaced = root / f".replaced-{name}"
-    if (root / name).exists():  # written by an earlier run that was rolled back; moved aside, since removing takes long
-        (root / name).rename(replaced)
+    if (root / name).exists():  # of a run that was rolled back by editing the tracker, which therefore names another
+        shutil.rmtree(root / name)
     partial.rename(root / name)
     sync_folder(root)
     write_text(root / TRACKER_FILE, str(iteration))
     sync_folder(root)
-    shutil.rmtree(replaced, ignore_errors=True)
     # checkpoints with higher numbers are of a run that was rolled back: not newer, and overwritten when this run gets there
     older = sorted(folder for folder in root.glob("iter_*") if folder.name < name)
     for old in older[: len(older) - (keep - 1)] if keep else []:
@@ -205,3 +215,17 @@ def has_checkpoint(directory: str | None) -> bool:
             f"{directory}: holds converted weights without training state; give it as --pretrained-checkpoint, not as --load"
         )
     return True
+
+
+def check_save_directory(save: str | None, load: str | None) -> None:
+    """Refuse to start anew where an earlier run's checkpoints, or converted weights, lie.
+
+    Overwriting the checkpoint that the tracker names could not be done at one instant, and is seldom meant.
+
+    Raises:
+        UserError: if ``save`` has a tracker and is not what the run resumes from.
+    """
+    if save is None or not (Path(save) / TRACKER_FILE).exists():
+        return
+    if load is None or Path(save).resolve() != Path(load).resolve():
+        raise UserError(f"--save {save}: holds checkpoints already; resume from them with --load {save}, or give another folder")

@@ -19,7 +19,7 @@ from megatron_longpo.models.gpt import build_model
 from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
 from megatron_longpo.parallel import state as parallel_state
 from megatron_longpo.parallel.state import ParallelState
-from megatron_longpo.training.checkpoint import Checkpointer, TrainState, has_checkpoint, load_weights
+from megatron_longpo.training.checkpoint import Checkpointer, TrainState, check_save_directory, has_checkpoint, load_weights
 from megatron_longpo.training.data import RunData, open_data, total_train_samples
 from megatron_longpo.training.logs import RunLog
 from megatron_longpo.training.loop import Run, train
@@ -39,6 +39,7 @@ def pretrain(config: RunConfig) -> TrainState:
         UserError: if anything given does not fit; before a model is built wherever that can be known.
     """
     assert config.model.pretrained_checkpoint is not None
+    check_save_directory(config.checkpoint.save, config.checkpoint.load)
     record = read_record(config.model.pretrained_checkpoint)
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", 1)))

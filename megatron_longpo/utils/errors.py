@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable
 
-
 NOTICES = (
     "megatron.core.models.gpt.gpt_model",  # packages that are absent
     "megatron.core.distributed.distributed_data_parallel",  # 0.19: says that it takes its own default layout

@@ -253,6 +253,29 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_the_documents(
     assert not (folder / "latest_checkpointed_iteration.txt").exists()
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_objective_is(
+    llama: Scenario, nursery: Nursery, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    huge = ("--preference-weight", 1e30, "--save", folder, "--save-interval", 1, "--train-iters", 2)
+    command = nursery.start(TRAIN, flags(llama, *huge), 2)
+    assert set(command.wait(grace=30)) == {1}
+    (line,) = {text for rank in range(2) for text in command.output(rank).splitlines() if text.startswith("error: ")}
+    assert "iteration 1: the gradient is not finite for documents document-" in line
+    assert not list(folder.glob("iter_*"))
+
+
+def test_a_run_does_not_start_anew_over_the_checkpoints_of_another(llama: Scenario, nursery: Nursery, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    once = flags(llama, "--save", folder, "--train-iters", 1)
+    nursery.start(TRAIN, once).succeed()
+    written = (folder / "metrics.jsonl").read_bytes()
+    command = nursery.start(TRAIN, once)
+    assert set(command.wait(grace=30)) == {1}
+    assert f"error: --save {folder}: holds checkpoints already; resume from them with --load" in command.output()
+    assert (folder / "metrics.jsonl").read_bytes() == written
+
+
 REFUSED = {
     "three-heads": (3, ("--tensor-model-parallel-size", 3), "attention heads 4 is not a multiple of tensor-parallel size 3"),
     "groups": (4, ("--tensor-model-parallel-size", 4), "key/value heads 2 is not a multiple of tensor-parallel size 4"),

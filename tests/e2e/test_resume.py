@@ -209,15 +209,18 @@ def test_the_newest_checkpoints_are_kept(scenario: Scenario, nursery: Nursery, t
     folder = tmp_path / "run"
     nursery.start(TRAIN, arguments_for(scenario, folder, "--keep-checkpoints", 2)).succeed()
     assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_0000006", "iter_0000009"]
-    # a new run into the same folder: what it has just written is the newest, whatever lies there with a higher number
-    nowhere = ("--load", tmp_path / "nowhere")
-    nursery.start(TRAIN, arguments_for(scenario, folder, "--keep-checkpoints", 1, *nowhere, iterations=3)).succeed()
-    assert tracked(folder) == 3
+    # rolled back by hand: what the run then writes is the newest, whatever lies there with a higher number
+    (folder / "latest_checkpointed_iteration.txt").write_text("6")
+    last = (folder / "iter_0000009" / "config.json").stat().st_ino
+    nursery.start(TRAIN, arguments_for(scenario, folder, "--keep-checkpoints", 1, iterations=8)).succeed()
+    assert tracked(folder) == 8
+    assert sorted(path.name for path in folder.glob("*iter_*")) == ["iter_0000008", "iter_0000009"]
+    # and what lies there is replaced when this run gets as far
+    nursery.start(TRAIN, arguments_for(scenario, folder, "--keep-checkpoints", 1)).succeed()
+    assert tracked(folder) == 9
     check_metadata(find_iteration(folder))
-    # again: the checkpoint that the tracker names is replaced, and nothing of the exchange is left
-    nursery.start(TRAIN, arguments_for(scenario, folder, *nowhere, iterations=3)).succeed()
-    check_metadata(find_iteration(folder))
-    assert not list(folder.glob(".*"))
+    assert (folder / "iter_0000009" / "config.json").stat().st_ino != last
+    assert sorted(path.name for path in folder.glob("*iter_*")) == ["iter_0000009"]
 
 
 @pytest.mark.parametrize("flags", [(), ("--use-distributed-optimizer",)], ids=["plain", "distributed-optimizer"])
