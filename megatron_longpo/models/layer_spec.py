@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron_longpo.models.attention import PackedCoreAttention
 from megatron_longpo.models.norm import RMSNorm
+from megatron_longpo.models.swiglu import SwiGLU
 from megatron_longpo.models.transformer_config import uses_transformer_engine
 
 
@@ -22,6 +23,8 @@ def build_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
 def _local_layer(config: TransformerConfig) -> tuple[ModuleSpec, type]:
     layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+    mlp = layer.submodules.mlp  # a ModuleSpec in 0.16, a partial in 0.19
+    (mlp.submodules if isinstance(mlp, ModuleSpec) else mlp.keywords["submodules"]).activation_func = SwiGLU
     if config.qk_layernorm:
         attention = layer.submodules.self_attention.submodules
         attention.q_layernorm = attention.k_layernorm = RMSNorm

@@ -1,4 +1,8 @@
-"""RMSNorm for the local layer spec, with sequence parallelism, which Megatron-Core's own wrapper refuses."""
+"""RMSNorm for the local layer spec: it takes sequence parallelism, which Megatron-Core's own wrapper refuses, and keeps little.
+
+PyTorch's ``rms_norm`` is a chain of small operators on a CPU, and its graph keeps the input, the normalised input and the
+output: three ``[s, h]`` tensors. One function keeps the input and a number a row; the output is kept by the linear that reads it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
+        precise = states.to(torch.promote_types(states.dtype, torch.float32))
+        scale = (precise.square().mean(-1, keepdim=True) + eps).rsqrt_()
+        ctx.save_for_backward(states, weight, scale)
+        return (precise * scale).mul_(weight).to(states.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        states, weight, scale = ctx.saved_tensors
+        normal = states.to(scale.dtype) * scale
+        grad = grad.to(scale.dtype)
+        d_weight = (grad * normal).flatten(0, -2).sum(0).to(weight.dtype)
+        d_normal = grad * weight
+        # the scale depends on the whole row: take the component along the row out
+        d_states = d_normal.sub_(normal.mul_((d_normal * normal).mean(-1, keepdim=True))).mul_(scale)
+        return d_states.to(states.dtype), d_weight, None
 
 
 class RMSNorm(torch.nn.Module):
@@ -24,4 +49,5 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        return torch.nn.functional.rms_norm(states, (states.size(-1),), self.weight, self.eps)
+        # of a head norm's input, a slice of the projection, keep the slice and not the whole
+        return _RMSNorm.apply(states.contiguous(), self.weight, self.eps)

@@ -89,6 +89,7 @@ def build_transformer_config(
         perform_initialization=True,
         masked_softmax_fusion=False,
         bias_activation_fusion=engine,
+        use_te_activation_func=not engine,  # the switch for a module of the layer spec: `models.swiglu.SwiGLU`
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         gradient_accumulation_fusion=cpu_backend.has_cuda() and (engine or has_apex()),
