@@ -95,6 +95,9 @@ def install() -> bool:
         return True
     from megatron.core.tensor_parallel import random as mcore_random
 
+    # PyTorch lists what ``with torch.device(...)`` acts on when first asked, by identity: let it list its own functions.
+    # transformers builds models under such a context, and would leave their buffers empty.
+    torch.utils._device._device_constructors()
     cuda: Any = torch.cuda
     cuda.current_device = lambda: _CPU
     cuda.synchronize = lambda *_, **__: None
