@@ -21,6 +21,7 @@ REQUIRES = [
     'megatron-core>=0.19,<0.20; python_version >= "3.12"',
     "torch>=2.6",
     "numpy>=1.26",
+    "einops>=0.7",  # Megatron-Core makes its hierarchical groups with it, and does not ask for it
     "transformers>=5",
     "safetensors>=0.5",
     "sentencepiece>=0.2.3",

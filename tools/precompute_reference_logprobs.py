@@ -43,6 +43,7 @@ def main() -> None:
     if reference.reference_checkpoint is None:
         raise UserError("--reference-checkpoint is missing: which model's log-probs?")
 
+    from megatron_longpo.config.context_layout import choose_exchange
     from megatron_longpo.config.layout import check_layout
     from megatron_longpo.data.dataset import PreferenceDataset
     from megatron_longpo.models.transformer_config import virtual_pipeline_size
@@ -63,6 +64,8 @@ def main() -> None:
     check_layout(parallel, architecture, int(os.environ.get("WORLD_SIZE", "1")))
     check_precision(training)
     datasets = [PreferenceDataset(prefix) for prefix in arguments.data_path]
+    longest = max((side["maximum"] for dataset in datasets for side in dataset.manifest.lengths.values()), default=0)
+    parallel, _ = choose_exchange(parallel, architecture, int(longest), bytes_per_element=2 if training.bf16 else 4)
     context = reference.reference_context
     caches = [
         open_cache(

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Protocol
 
+from megatron_longpo.config.context_layout import exchange_problems
 from megatron_longpo.config.schema import ParallelConfig
 from megatron_longpo.utils.errors import UserError
 
@@ -21,6 +22,8 @@ class LayoutArchitecture(Protocol):
     def num_layers(self) -> int: ...  # noqa: D102
     @property
     def ffn_hidden_size(self) -> int: ...  # noqa: D102
+    @property
+    def kv_channels(self) -> int: ...  # noqa: D102
 
 
 def check_layout(parallel: ParallelConfig, architecture: LayoutArchitecture, world_size: int) -> None:
@@ -107,7 +110,7 @@ def _architecture_problems(parallel: ParallelConfig, architecture: LayoutArchite
             problems.append(f"{stage} layers of a pipeline stage are not a multiple of {chunk} layers a virtual stage")
         elif stage == chunk:
             problems.append(f"{chunk} layers a virtual stage make one model chunk a stage: nothing is interleaved")
-    return problems
+    return problems or exchange_problems(parallel, architecture)
 
 
 def _resized(parallel: ParallelConfig, architecture: LayoutArchitecture, tp: int, pp: int, cp: int) -> ParallelConfig:
@@ -125,6 +128,9 @@ def _resized(parallel: ParallelConfig, architecture: LayoutArchitecture, tp: int
         context_parallel_size=cp,
         num_layers_per_virtual_pipeline_stage=chunk,
         sequence_parallel=parallel.sequence_parallel and tp > 1,
+        hierarchical_context_parallel_sizes=(
+            parallel.hierarchical_context_parallel_sizes if cp == parallel.context_parallel_size else ()
+        ),
     )
 
 

@@ -13,6 +13,7 @@ NllScope = Literal["all", "no-template", "answers"]
 TurnAggregation = Literal["sum", "per-turn"]
 ReferenceContext = Literal["short", "long"]
 LrDecayStyle = Literal["cosine", "linear", "constant"]
+CpCommType = Literal["auto", "all_gather", "a2a", "p2p", "a2a+p2p"]
 RecomputeGranularity = Literal["full", "selective"]
 
 
@@ -70,6 +71,12 @@ class ParallelConfig:
     """Layers in one model chunk of the interleaved (virtual) pipeline schedule. Default: no interleaving."""
     context_parallel_size: int = 1
     """Context-parallel size: the packed sequence is divided by it (zigzag), any head count."""
+    cp_comm_type: CpCommType = choices("auto", "auto", "all_gather", "a2a", "p2p", "a2a+p2p")  # type: ignore[assignment]
+    """How context-parallel ranks share attention: all gather keys and values, trade sequence for heads (Ulysses), pass keys and
+    values round a ring, or trade inside small groups and ring between them. ``auto`` chooses and logs why."""
+    hierarchical_context_parallel_sizes: tuple[int, ...] = many((), int)  # type: ignore[assignment]
+    """With ``a2a+p2p``: ranks that trade for heads, and ranks of a ring; their product is the context-parallel size.
+    Default: the largest trade that the heads and a node allow."""
     use_distributed_optimizer: bool = False
     """Shard optimizer states and main weights over the data-parallel group."""
     overlap_grad_reduce: bool = False

@@ -43,7 +43,7 @@ def numbers_in_range(config: RunConfig, world_size: int) -> Iterator[str]:
     """Every number lies in the range that its meaning allows."""
     for info in all_fields():
         value = getattr(getattr(config, info.group), info.name)
-        if info.kind not in (int, float) or value is None:
+        if info.kind not in (int, float) or info.many or value is None:
             continue
         if not math.isfinite(value):
             yield f"{info.flag} is {value}; give a finite number"
@@ -144,6 +144,16 @@ def parallel_options_meaningful(config: RunConfig, world_size: int) -> Iterator[
         yield "--sequence-parallel needs --tensor-model-parallel-size above 1: it shards inside a tensor-parallel group"
     if parallel.num_layers_per_virtual_pipeline_stage is not None and parallel.pipeline_model_parallel_size == 1:
         yield "--num-layers-per-virtual-pipeline-stage needs --pipeline-model-parallel-size above 1"
+    sizes, cp = parallel.hierarchical_context_parallel_sizes, parallel.context_parallel_size
+    if parallel.cp_comm_type != "auto" and cp == 1:
+        yield f"--cp-comm-type {parallel.cp_comm_type} needs --context-parallel-size above 1"
+    if sizes and parallel.cp_comm_type != "a2a+p2p":
+        yield "--hierarchical-context-parallel-sizes needs --cp-comm-type a2a+p2p"
+    elif sizes and (len(sizes) != 2 or min(sizes) < 1 or sizes[0] * sizes[1] != cp):
+        yield (
+            f"--hierarchical-context-parallel-sizes {' '.join(map(str, sizes))}: give two sizes, of the groups that trade heads"
+            f" and of the rings, whose product is --context-parallel-size {cp}"
+        )
     if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
         yield "--overlap-param-gather needs --use-distributed-optimizer: without it there is nothing to gather"
     if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:

@@ -1,14 +1,11 @@
-"""The core attention: planned blocks, exact with a shared prefix, over any context-parallel size and head count.
-
-Keys and values are gathered over the context group into sequence order, used by one plan, and dropped; the backward gathers
-them again, so that no layer keeps more than its own shard.
-"""
+"""The core attention: planned blocks, exact with a shared prefix, whatever way the ranks exchange keys, values and heads."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from torch import Tensor
 from megatron_longpo.models.attention_kernels import block_backward, block_forward
 from megatron_longpo.models.attention_plan import AttentionPlan
 from megatron_longpo.models.rotary import rotate
-from megatron_longpo.parallel.collectives import ProcessGroup, gather_sequence, reduce_scatter_sequence
+from megatron_longpo.parallel.context_exchange import ContextExchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +23,15 @@ class PackedAttention:
     """What every layer's attention needs to know of a micro-batch. Travels as Megatron-Core's ``packed_seq_params``.
 
     Attributes:
-        plan: blocks of this rank's queries against all keys in sequence order.
+        plans: blocks of this rank's queries against the keys of each step of the exchange.
+        exchange: how ranks share keys and values.
         cos: rotary cosines of this rank's rows, ``[s/cp, d]`` fp32.
         sin: rotary sines, the same.
         qkv_format: tells Megatron-Core that the layout stays ``[s, b, n, d]``.
     """
 
-    plan: AttentionPlan
+    plans: tuple[AttentionPlan, ...]
+    exchange: ContextExchange
     cos: Tensor
     sin: Tensor
     qkv_format: str = "sbhd"
@@ -71,69 +70,73 @@ class _Merged:
         self.lse[:, :, first:last] = torch.logaddexp(old_lse, lse)
 
 
-class PlannedAttention(torch.autograd.Function):
-    """Attention by blocks with keys gathered over the context group. ``[b, n, s/cp, d]`` in and out.
+def _heads_first(states: Tensor) -> Tensor:
+    """``[s, b, n, d] -> [b, n, s, d]``, a view."""
+    return states.permute(1, 2, 0, 3)
 
-    Parallel: all-gather of K/V over the context group in forward and again in backward; reduce-scatter of dK/dV in backward.
+
+class PlannedAttention(torch.autograd.Function):
+    """Attention by blocks: ``[s, b, n, d]`` queries, ``[s, b, g, d]`` keys and values of this rank's rows; output like queries.
+
+    Parallel: `ContextExchange.forward` in forward; `ContextExchange.backward` in backward, which brings the keys and values
+    again, so that no layer keeps more than its own shard.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float, cp_group: ProcessGroup
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        plans: Sequence[AttentionPlan],
+        scale: float,
+        exchange: ContextExchange,
     ) -> Tensor:
-        """Attend by the plan's blocks."""
-        all_keys, all_values = _gather_key_values(key, value, cp_group)
-        merged = _Merged(query)
-        for block in plan.blocks:
-            rows, keys = slice(block.q_start, block.q_end), slice(block.k_start, block.k_end)
-            out, lse = block_forward(
-                query[:, :, rows], all_keys[:, :, keys], all_values[:, :, keys], causal=block.causal, scale=scale
-            )
-            merged.add(block.q_start, block.q_end, out, lse)
-        result = merged.out.to(query.dtype)
-        ctx.save_for_backward(query, key, value, result, merged.lse)
-        ctx.plan, ctx.scale, ctx.cp_group = plan, scale, cp_group
-        return result
+        """Attend by the plans' blocks."""
+        queries = _heads_first(query)
+        merged = _Merged(queries)
+
+        def attend(step: int, keys: Tensor, values: Tensor) -> None:
+            keys, values = _heads_first(keys), _heads_first(values)
+            for block in plans[step].blocks:
+                rows, seen = slice(block.q_start, block.q_end), slice(block.k_start, block.k_end)
+                out, lse = block_forward(
+                    queries[:, :, rows], keys[:, :, seen], values[:, :, seen], causal=block.causal, scale=scale
+                )
+                merged.add(block.q_start, block.q_end, out, lse)
+
+        exchange.forward(key, value, attend)
+        out = merged.out.to(query.dtype)
+        ctx.save_for_backward(query, key, value, out, merged.lse)
+        ctx.plans, ctx.scale, ctx.exchange = plans, scale, exchange
+        return out.permute(2, 0, 1, 3)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         """Gradients of query, key and value."""
-        (grad,) = grads
         query, key, value, out, lse = ctx.saved_tensors
-        all_keys, all_values = _gather_key_values(key, value, ctx.cp_group)
+        grad, queries = _heads_first(grads[0]), _heads_first(query)
         dtype = _accumulation_dtype(query)
         d_query = torch.zeros_like(query, dtype=dtype)
-        d_keys, d_values = torch.zeros_like(all_keys, dtype=dtype), torch.zeros_like(all_values, dtype=dtype)
-        for block in ctx.plan.blocks:
-            rows, keys = slice(block.q_start, block.q_end), slice(block.k_start, block.k_end)
-            block_grads = block_backward(
-                *(states[:, :, rows] for states in (grad, query)),
-                *(states[:, :, keys] for states in (all_keys, all_values)),
-                *(states[:, :, rows] for states in (out, lse)),
-                causal=block.causal,
-                scale=ctx.scale,
-            )
-            d_query[:, :, rows] += block_grads[0]
-            d_keys[:, :, keys] += block_grads[1]
-            d_values[:, :, keys] += block_grads[2]
-        d_key, d_value = _scatter_key_values(d_keys, d_values, ctx.cp_group)
+        d_queries = _heads_first(d_query)
+
+        def attend(step: int, keys: Tensor, values: Tensor, d_keys: Tensor, d_values: Tensor) -> None:
+            keys, values, d_keys, d_values = map(_heads_first, (keys, values, d_keys, d_values))
+            for block in ctx.plans[step].blocks:
+                rows, seen = slice(block.q_start, block.q_end), slice(block.k_start, block.k_end)
+                block_grads = block_backward(
+                    *(states[:, :, rows] for states in (grad, queries)),
+                    *(states[:, :, seen] for states in (keys, values)),
+                    *(states[:, :, rows] for states in (out, lse)),
+                    causal=block.causal,
+                    scale=ctx.scale,
+                )
+                d_queries[:, :, rows] += block_grads[0]
+                d_keys[:, :, seen] += block_grads[1]
+                d_values[:, :, seen] += block_grads[2]
+
+        d_key, d_value = ctx.exchange.backward(key, value, dtype, attend)
         return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
-
-
-def _gather_key_values(key: Tensor, value: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
-    """``2 x [b, g, s/cp, d] -> 2 x [b, g, s, d]``, in sequence order."""
-    if group.size() == 1:
-        return key, value
-    both = torch.stack([key, value]).permute(3, 0, 1, 2, 4)  # [s/cp, 2, b, g, d]
-    return tuple(gather_sequence(both, group).permute(1, 2, 3, 0, 4).unbind(0))  # type: ignore[return-value]
-
-
-def _scatter_key_values(d_keys: Tensor, d_values: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Transpose of `_gather_key_values`: sums over ranks."""
-    if group.size() == 1:
-        return d_keys, d_values
-    both = torch.stack([d_keys, d_values]).permute(3, 0, 1, 2, 4)  # [s, 2, b, g, d]
-    return tuple(reduce_scatter_sequence(both, group).permute(1, 2, 3, 0, 4).unbind(0))  # type: ignore[return-value]
 
 
 class PackedCoreAttention(MegatronModule):
@@ -151,17 +154,14 @@ class PackedCoreAttention(MegatronModule):
         attention_type: str = "self",
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
-        cp_comm_type: str | None = None,
-        pg_collection: Any = None,
         **unused: Any,
     ) -> None:
-        """Take what Megatron-Core passes; the mask type and communication type are ours, so theirs are not read."""
+        """Take what Megatron-Core passes; mask, communication and groups come with each micro-batch, so theirs are not read."""
         super().__init__(config=config)
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         if dropout:
             raise ValueError("attention dropout is not supported: chosen and rejected share a prefix")
         self.layer_number = layer_number
-        self.cp_group = pg_collection.cp
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
 
     def forward(
@@ -192,8 +192,8 @@ class PackedCoreAttention(MegatronModule):
         """
         if packed_seq_params is None:
             raise ValueError("PackedCoreAttention needs a PackedAttention in packed_seq_params")
-        query = rotate(query, packed_seq_params.cos, packed_seq_params.sin)
-        key = rotate(key, packed_seq_params.cos, packed_seq_params.sin)
-        heads_first = (states.permute(1, 2, 0, 3) for states in (query, key, value))  # [s, b, n, d] -> [b, n, s, d]
-        out = PlannedAttention.apply(*heads_first, packed_seq_params.plan, self.scale, self.cp_group)
-        return out.permute(2, 0, 1, 3).flatten(2)  # [b, n, s, d] -> [s, b, n*d]
+        packed, exchange = packed_seq_params, packed_seq_params.exchange
+        query, key = (rotate(states, packed.cos, packed.sin) for states in (query, key))
+        query, key, value = (exchange.to_heads(states) for states in (query, key, value))
+        out = exchange.to_sequence(PlannedAttention.apply(query, key, value, packed.plans, self.scale, exchange))
+        return out.flatten(2)  # [s, b, n, d] -> [s, b, n*d]

@@ -9,9 +9,9 @@ queries are merged by their log-sum-exp.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from megatron_longpo.parallel.context_parallel import Run
+from megatron_longpo.parallel.context_parallel import Run, zigzag_runs
 from megatron_longpo.parallel.packed_sequence import Chain, ancestors
 
 
@@ -67,6 +67,13 @@ def build_plan(chains: Sequence[Chain], query_runs: Iterable[Run], key_runs: Ite
     return AttentionPlan(tuple(sorted(causal) + _fuse(full)))
 
 
+def work_balance(chains: Sequence[Chain], length: int, size: int) -> float:
+    """Score pairs of the busiest of ``size`` zigzag ranks over the mean."""
+    whole = (Run(0, length, 0),)
+    work = [build_plan(chains, zigzag_runs(length, size, rank), whole).score_pairs() for rank in range(size)]
+    return max(work) * size / sum(work)
+
+
 def _cut(chains: Sequence[Chain], runs: Iterable[Run]) -> list[tuple[Run, int]]:
     pieces = []
     for run in runs:
@@ -96,27 +103,38 @@ def _causal_overlap(query: Run, key: Run) -> tuple[list[Block], list[Block]]:
 
 
 def _fuse(blocks: list[Block]) -> list[Block]:
-    """Join unmasked blocks that touch: the same queries and adjacent keys, or the same keys and adjacent queries."""
-    joined = True
-    while joined:
-        joined = False
-        for first in blocks:
-            for second in blocks:
-                union = _union(first, second)
-                if union is not None:
-                    blocks = [block for block in blocks if block not in (first, second)] + [union]
-                    joined = True
-                    break
-            if joined:
-                break
+    """Join unmasked blocks that touch: the same queries and adjacent keys, or the same keys and adjacent queries.
+
+    Keys are adjacent where they lie side by side in the buffer, whatever their order in the sequence: unmasked attention does
+    not know it.
+    """
+    count = None
+    while count != len(blocks):
+        count = len(blocks)
+        blocks = _join(blocks, lambda block: (block.q_start, block.q_end, block.k_start), _join_keys)
+        blocks = _join(blocks, lambda block: (block.k_start, block.k_end, block.q_start), _join_queries)
     return sorted(blocks)
 
 
-def _union(first: Block, second: Block) -> Block | None:
+def _join(
+    blocks: list[Block], order: Callable[[Block], tuple[int, int, int]], union: Callable[[Block, Block], Block | None]
+) -> list[Block]:
+    """Join neighbours in an order that puts those that can be joined side by side."""
+    joined: list[Block] = []
+    for block in sorted(blocks, key=order):
+        both = union(joined[-1], block) if joined else None
+        if both is None:
+            joined.append(block)
+        else:
+            joined[-1] = both
+    return joined
+
+
+def _join_keys(first: Block, second: Block) -> Block | None:
     same_queries = (first.q_start, first.q_end) == (second.q_start, second.q_end)
+    return dataclasses.replace(first, k_end=second.k_end) if same_queries and first.k_end == second.k_start else None
+
+
+def _join_queries(first: Block, second: Block) -> Block | None:
     same_keys = (first.k_start, first.k_end) == (second.k_start, second.k_end)
-    if same_queries and first.k_end == second.k_start:
-        return dataclasses.replace(first, k_end=second.k_end)
-    if same_keys and first.q_end == second.q_start:
-        return dataclasses.replace(first, q_end=second.q_end)
-    return None
+    return dataclasses.replace(first, q_end=second.q_end) if same_keys and first.q_end == second.q_start else None

@@ -16,7 +16,7 @@ from megatron_longpo.models.layer_spec import build_block_spec
 from megatron_longpo.models.linear_cross_entropy import VocabShard, linear_log_probs
 from megatron_longpo.models.rotary import inverse_frequencies, rotary_tables
 from megatron_longpo.models.transformer_config import build_transformer_config, virtual_pipeline_size
-from megatron_longpo.parallel.context_parallel import Run, zigzag_runs
+from megatron_longpo.parallel.context_exchange import ContextExchange
 from megatron_longpo.parallel.packed_sequence import PackedInput
 from megatron_longpo.parallel.state import ParallelState
 
@@ -30,7 +30,7 @@ class LogProbGPTModel(GPTModel):
 
     def __init__(
         self, config: TransformerConfig, architecture: ModelArchitecture, padded_vocab_size: int, logit_chunk_size: int,
-        *, pre_process: bool, post_process: bool, vp_stage: int | None,
+        exchange: ContextExchange, *, pre_process: bool, post_process: bool, vp_stage: int | None,
     ) -> None:  # fmt: skip
         """Build the modules of one pipeline stage (and model chunk)."""
         super().__init__(
@@ -46,15 +46,16 @@ class LogProbGPTModel(GPTModel):
         )
         self.architecture = architecture
         self.logit_chunk_size = logit_chunk_size
+        self._exchange = exchange
         self._frequencies = inverse_frequencies(architecture.kv_channels, architecture.rotary_base, architecture.rope_scaling)
 
     def attention_of(self, packed: PackedInput) -> PackedAttention:
-        """Plan of this rank's queries against the whole sequence's keys, and rotary tables of its rows."""
-        cp_group = self.pg_collection.cp
-        queries = zigzag_runs(packed.length, cp_group.size(), cp_group.rank())
-        plan = build_plan(packed.chains, queries, (Run(0, packed.length, 0),))
+        """Plans of this rank's queries against the keys that it gets to see, and rotary tables of its rows."""
+        exchange, length = self._exchange, packed.length
+        queries = exchange.query_runs(length)
+        plans = tuple(build_plan(packed.chains, queries, keys) for keys in exchange.key_runs(length))
         cos, sin = rotary_tables(packed.position_ids, self._frequencies)
-        return PackedAttention(plan, cos, sin)
+        return PackedAttention(plans, exchange, cos, sin)
 
     def forward(self, packed: PackedInput) -> Tensor:  # type: ignore[override]
         """Run this stage.
@@ -102,6 +103,7 @@ def build_model(
             architecture,
             padded_vocab_size(architecture.vocab_size, state.tp_group.size()),
             training.logit_chunk_size,
+            state.exchange,
             pre_process=stage == 0 and chunk == 0,
             post_process=stage == stages - 1 and chunk == chunks - 1,
             vp_stage=chunk if chunks > 1 else None,

@@ -8,8 +8,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from megatron_longpo.parallel.context_parallel import zigzag_join, zigzag_split
-
 
 class _SumForwardIdentityBackward(torch.autograd.Function):
     @staticmethod
@@ -33,31 +31,6 @@ def sum_over_context(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor
     Parallel: all-reduce over the context group forward, none backward.
     """
     return partial if group.size() == 1 else _SumForwardIdentityBackward.apply(partial, group)
-
-
-def gather_sequence(shard: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """Gather zigzag shards into sequence order, ``[s/cp, ..] -> [s, ..]``. Not differentiable: attention writes its own backward.
-
-    Parallel: all-gather over the context group.
-    """
-    if group.size() == 1:
-        return shard
-    flat = shard.new_empty((group.size() * shard.size(0), *shard.shape[1:]))
-    dist.all_gather_into_tensor(flat, shard.contiguous(), group=group)
-    return zigzag_join(flat.unflatten(0, (group.size(), shard.size(0))))
-
-
-def reduce_scatter_sequence(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """Sum over ranks and keep this rank's zigzag shard, ``[s, ..] -> [s/cp, ..]``: the transpose of `gather_sequence`.
-
-    Parallel: reduce-scatter over the context group.
-    """
-    if group.size() == 1:
-        return whole
-    parts = zigzag_split(whole, group.size()).contiguous()
-    shard = torch.empty_like(parts[0])
-    dist.reduce_scatter_tensor(shard, parts.flatten(0, 1), group=group)
-    return shard
 
 
 def broadcast_from_first(tensors: list[torch.Tensor] | None, group: ProcessGroup, device: torch.device) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron_longpo.config.layout import world_problems
 from megatron_longpo.config.schema import ParallelConfig
 from megatron_longpo.parallel import cpu_backend
+from megatron_longpo.parallel.context_exchange import ContextExchange
 from megatron_longpo.utils.errors import UserError
 
 
@@ -25,6 +26,7 @@ class ParallelState:
         pp_group: ranks that hold the stages of one model copy.
         dp_group: ranks that hold different pairs.
         dp_cp_group: ranks over which gradients are averaged.
+        exchange: how the ranks of ``cp_group`` share attention.
         sequence_parallel: whether a tensor group shards norms and residuals along the sequence.
     """
 
@@ -33,6 +35,7 @@ class ParallelState:
     pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
     dp_cp_group: dist.ProcessGroup
+    exchange: ContextExchange
     sequence_parallel: bool
 
     @property
@@ -54,7 +57,7 @@ def initialize(config: ParallelConfig, seed: int = 42, virtual_pipeline_size: in
     Works under ``torchrun`` (its environment variables) and under plain ``python`` (one process).
 
     Args:
-        config: sizes of the axes.
+        config: sizes of the axes; of the exchange, what `choose_exchange` settled.
         seed: seed of the model-parallel random states.
         virtual_pipeline_size: model chunks on a stage, where the pipeline is interleaved.
 
@@ -77,6 +80,7 @@ def initialize(config: ParallelConfig, seed: int = 42, virtual_pipeline_size: in
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=virtual_pipeline_size,
         context_parallel_size=config.context_parallel_size,
+        hierarchical_context_parallel_sizes=list(config.hierarchical_context_parallel_sizes) or None,
         distributed_timeout_minutes=config.distributed_timeout_minutes,
         create_gloo_process_groups=cpu_backend.has_cuda(),
     )
@@ -87,8 +91,26 @@ def initialize(config: ParallelConfig, seed: int = 42, virtual_pipeline_size: in
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
         dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        exchange=_exchange(config),
         sequence_parallel=config.sequence_parallel,
     )
+
+
+def _exchange(config: ParallelConfig) -> ContextExchange:
+    from megatron.core import parallel_state
+
+    kind = config.cp_comm_type
+    if config.context_parallel_size == 1:
+        return ContextExchange()
+    if kind == "a2a+p2p":
+        heads, ring = parallel_state.get_hierarchical_context_parallel_groups()
+        return ContextExchange(heads, ring, ring=True)
+    group = parallel_state.get_context_parallel_group()
+    if kind == "a2a":
+        return ContextExchange(heads_group=group)
+    if kind not in ("all_gather", "p2p"):
+        raise ValueError(f"the exchange {kind!r} is not settled; see config.context_layout.choose_exchange")
+    return ContextExchange(keys_group=group, ring=kind == "p2p")
 
 
 def _join(config: ParallelConfig) -> None:

@@ -14,10 +14,13 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_longpo.config.schema import RunConfig
+from megatron_longpo.data.batch import RankBatch
 from megatron_longpo.data.loader import rank_batches
 from megatron_longpo.data.sampler import PreferenceBatchSampler
+from megatron_longpo.models.attention_plan import work_balance
 from megatron_longpo.parallel import cpu_backend
 from megatron_longpo.parallel.collectives import any_rank, reduce_max, reduce_sum
+from megatron_longpo.parallel.state import ParallelState
 from megatron_longpo.training.checkpoint import Checkpointer, TrainState
 from megatron_longpo.training.data import RunData, packing_options
 from megatron_longpo.training.logs import RunLog, peak_memory_bytes
@@ -127,7 +130,15 @@ def _iterate(run: Run, micro_batches: Any, iteration: int) -> dict[str, Any]:
     tokens = reduce_sum(rows, state.dp_group).item()
     seconds, memory = reduce_max(worst).tolist()
     speed = {"seconds": seconds, "tokens_per_second": tokens / seconds, "peak_memory_bytes": int(memory)}
-    return {**metrics, "learning_rate": rate, **speed}
+    return {**metrics, "learning_rate": rate, **speed, **_balance(batches, state)}
+
+
+def _balance(batches: Sequence[RankBatch], state: ParallelState) -> dict[str, float]:
+    """Attention work of the busiest context rank over the mean: of the worst micro-batch."""
+    group = state.exchange.keys_group
+    if group is None:
+        return {}
+    return {"context_balance": max(work_balance(b.packed.chains, b.packed.length, group.size()) for b in batches)}
 
 
 def _non_finite(run: Run, iteration: int, error: NonFiniteLossError) -> str:

@@ -11,6 +11,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_longpo.config.cli import dump_config
+from megatron_longpo.config.context_layout import choose_exchange, describe_exchange
 from megatron_longpo.config.layout import check_layout
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.conversion.record import ModelRecord
@@ -44,16 +45,24 @@ def pretrain(config: RunConfig) -> TrainState:
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", 1)))
     check_precision(config.training)
+    element = 2 if config.training.bf16 else 4
+    parallel, reason = choose_exchange(config.parallel, architecture, config.data.seq_length, bytes_per_element=element)
+    config = dataclasses.replace(config, parallel=parallel)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))
     try:
-        return _pretrain(config, record, architecture, data, state)
+        return _pretrain(config, record, architecture, data, state, reason)
     finally:
         parallel_state.destroy()
 
 
 def _pretrain(
-    config: RunConfig, record: ModelRecord, architecture: ModelArchitecture, data: RunData, state: ParallelState
+    config: RunConfig,
+    record: ModelRecord,
+    architecture: ModelArchitecture,
+    data: RunData,
+    state: ParallelState,
+    exchange_reason: str,
 ) -> TrainState:
     if config.training.deterministic_mode:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -70,6 +79,8 @@ def _pretrain(
     train_state = checkpointer.load(str(config.checkpoint.load)) if resuming else TrainState()
     log = RunLog(config, train_iters, train_state.iteration + 1, is_writer=state.rank == 0)
     log.say(_opening(config, architecture, state, model, data, train_state))
+    if exchange_reason:
+        log.say(f"context exchange {describe_exchange(config.parallel)}: {exchange_reason}")
     context = StepContext(config.objective, config.training.global_batch_size, data.max_turns, state)
     schedule = Schedule(config.optimizer, train_iters)
     run = Run(config, model, optimizer, schedule, data, reference, checkpointer, context, train_iters)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
+from megatron_longpo.config.context_layout import choose_exchange
 from megatron_longpo.config.layout import check_layout
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
@@ -23,16 +25,20 @@ def score_dataset(config: RunConfig) -> dict[str, float]:
 
     Parallel: all ranks; every rank gets the metrics.
     """
-    assert config.model.pretrained_checkpoint is not None
-    record = read_record(config.model.pretrained_checkpoint)
+    checkpoint = config.model.pretrained_checkpoint
+    assert checkpoint is not None
+    record = read_record(checkpoint)
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", "1")))
     check_precision(config.training)
+    element = 2 if config.training.bf16 else 4
+    parallel, _ = choose_exchange(config.parallel, architecture, config.data.seq_length, bytes_per_element=element)
+    config = dataclasses.replace(config, parallel=parallel)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))
     try:
         reference = RunReference(config, data, state)
-        model = build_frozen_model(architecture, config.model.pretrained_checkpoint, config.parallel, config.training, state)
+        model = build_frozen_model(architecture, checkpoint, config.parallel, config.training, state)
         samples = [(number, index) for number, dataset in enumerate(data.datasets) for index in range(len(dataset))]
         context = StepContext(config.objective, len(samples), data.max_turns, state)
         return evaluate(model, samples, config, data, reference, context)

@@ -28,20 +28,66 @@ def test_the_gradient_of_a_sum_over_context_is_the_sum_s_own(workers: Workers) -
 
 
 def _gather_then_scatter() -> bool:
-    from megatron_longpo.parallel.collectives import gather_sequence, reduce_scatter_sequence
+    from megatron_longpo.parallel.context_exchange import ContextExchange
     from megatron_longpo.parallel.context_parallel import zigzag_slice
 
-    whole = torch.arange(24.0).view(12, 2) if dist.get_world_size() == 2 else torch.arange(32.0).view(16, 2)
     size, rank = dist.get_world_size(), dist.get_rank()
+    length = 8 * size
+    whole = torch.arange(2.0 * length).view(length, 1, 2, 1)
     shard = zigzag_slice(whole, size, rank)
-    gathered = gather_sequence(shard, dist.group.WORLD)
-    scattered = reduce_scatter_sequence(whole * (rank + 1), dist.group.WORLD)
-    return bool(torch.equal(gathered, whole) and torch.equal(scattered, shard * sum(range(1, size + 1))))
+    good = []
+    for ring in (False, True):
+        exchange = ContextExchange(keys_group=dist.group.WORLD, ring=ring)
+        runs, seen = exchange.key_runs(length), torch.zeros(length)
+
+        def placed(step: int, buffer: torch.Tensor, factor: float = 1.0, runs: Any = runs) -> bool:
+            return all(
+                torch.equal(buffer[run.local_start :][: run.end - run.start], whole[run.start : run.end] * factor)
+                for run in runs[step]
+            )
+
+        def look(step: int, keys: torch.Tensor, values: torch.Tensor, runs: Any = runs, seen: Any = seen) -> None:
+            good.append(placed(step, keys) and placed(step, values, -1.0))
+            for run in runs[step]:
+                seen[run.start : run.end] += 1
+
+        def give(
+            step: int, keys: torch.Tensor, values: torch.Tensor, d_keys: torch.Tensor, d_values: torch.Tensor
+        ) -> None:
+            d_keys += keys * (rank + 1)
+            d_values += values * (rank + 1)
+
+        exchange.forward(shard, -shard, look)
+        good.append(bool((seen == 1).all()))
+        d_key, d_value = exchange.backward(shard, -shard, torch.float64, give)
+        expected = shard.double() * sum(range(1, size + 1))
+        good.append(torch.equal(d_key, expected) and torch.equal(d_value, -expected))
+    return all(good)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_rank_sees_every_key_once_and_gets_the_sum_of_its_own_gradients(size: int, workers: Workers) -> None:
+    assert all(workers.run(size, _gather_then_scatter))
+
+
+def _trade() -> bool:
+    from megatron_longpo.parallel.context_exchange import ContextExchange
+    from megatron_longpo.parallel.context_parallel import zigzag_slice
+
+    size, rank = dist.get_world_size(), dist.get_rank()
+    exchange = ContextExchange(heads_group=dist.group.WORLD)
+    whole = torch.randn(8 * size, 1, 2 * size, 3, generator=torch.Generator().manual_seed(0))
+    shard = zigzag_slice(whole, size, rank).requires_grad_()
+    traded = exchange.to_heads(shard)
+    mine = torch.equal(traded, whole[:, :, 2 * rank : 2 * rank + 2])
+    back = exchange.to_sequence(traded)
+    (back * shard.detach()).sum().backward()
+    return mine and torch.equal(back, shard) and torch.equal(shard.grad, shard.detach())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_gathering_restores_the_order_and_scattering_sums(size: int, workers: Workers) -> None:
-    assert all(workers.run(size, _gather_then_scatter))
+def test_trading_gives_all_rows_of_a_rank_s_heads_and_takes_them_back(size: int, workers: Workers) -> None:
+    assert all(workers.run(size, _trade))
 
 
 def _broadcast() -> list[list[Any]]:

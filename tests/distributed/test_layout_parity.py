@@ -31,6 +31,18 @@ LAYOUTS = [
     Layout(pp=2, vpp_layers=1),
     Layout(tp=2, sp=True, pp=2, vpp_layers=1),
     Layout(dp=4),
+    Layout(cp=2, exchange="a2a"),
+    Layout(cp=2, exchange="p2p"),
+    Layout(cp=4, exchange="p2p"),
+    Layout(cp=4, exchange="a2a+p2p", hierarchy=(2, 2)),
+    Layout(tp=2, sp=True, cp=2, exchange="p2p"),
+    Layout(pp=2, cp=2, exchange="a2a"),
+    Layout(pp=2, cp=2, exchange="p2p"),
+    Layout(cp=2, dp=2, exchange="p2p"),
+]
+WITHOUT_SHARING = [Layout(cp=2, exchange=kind) for kind in ("all_gather", "a2a", "p2p")] + [
+    Layout(cp=4, exchange="all_gather"),
+    Layout(cp=4, exchange="a2a+p2p", hierarchy=(2, 2)),
 ]
 # fp32: different summation orders; the largest gradient of the scenario is of the order of 1
 TOLERANCE = 1e-5
@@ -73,6 +85,34 @@ def test_loss_gradients_and_weights_do_not_depend_on_the_layout(
     found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout), str(tmp_path), 3)
     for metrics in found:
         assert_same_metrics(expected, metrics["metrics"])
+    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
+    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", WITHOUT_SHARING, ids=str)
+def test_two_sequences_train_as_the_shared_prefix_does_in_every_exchange(
+    layout: Layout, llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+) -> None:
+    folder, expected = straight
+    config = config_for(llama, layout, prefix_sharing=False)
+    found = workers.run(layout.world_size, train_and_dump, config, str(tmp_path), 3)
+    assert_same_metrics(expected, found[0]["metrics"])
+    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
+    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(cp=8, exchange=kind, hierarchy=sizes) for kind, sizes in (("all_gather", ()), ("p2p", ()), ("a2a+p2p", (2, 4)))],
+    ids=str,
+)
+def test_eight_context_ranks_train_as_one(
+    layout: Layout, llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+) -> None:
+    folder, expected = straight
+    found = workers.run(8, train_and_dump, config_for(llama, layout), str(tmp_path), 3)
+    assert_same_metrics(expected, found[0]["metrics"])
     assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
     assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
 

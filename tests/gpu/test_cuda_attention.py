@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from megatron_longpo.models.attention import PlannedAttention
-from megatron_longpo.models.attention_plan import build_plan
+from megatron_longpo.models.attention_plan import AttentionPlan, build_plan
+from megatron_longpo.parallel.context_exchange import ContextExchange
 from megatron_longpo.parallel.context_parallel import Run
-from tests.unit.models.test_attention import TREES, OneRank, dense, inputs
+from tests.unit.models.test_attention import TREES, dense, inputs
 from tests.unit.models.test_attention_plan import dense_mask
+
+
+def planned(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+    rows_first = (states.permute(2, 0, 1, 3) for states in (query, key, value))
+    return PlannedAttention.apply(*rows_first, (plan,), 0.125, ContextExchange()).permute(1, 2, 0, 3)
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -24,7 +30,7 @@ def test_planned_attention_on_cuda_is_as_exact_as_bf16_allows(tree: str) -> None
     expected.backward(grad.double())
     errors = []
     for attend in (
-        lambda q, k, v: PlannedAttention.apply(q, k, v, build_plan(chains, whole, whole), 0.125, OneRank()),
+        lambda q, k, v: planned(q, k, v, build_plan(chains, whole, whole)),
         lambda q, k, v: dense(q, k, v, mask, 0.125),
     ):
         leaves = [state.clone().requires_grad_() for state in states]

@@ -29,6 +29,8 @@ class Layout:
     vpp_layers: int | None = None
     distributed_optimizer: bool = False
     overlap: bool = False
+    exchange: str = "auto"
+    hierarchy: tuple[int, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -45,13 +47,15 @@ class Layout:
             num_layers_per_virtual_pipeline_stage=self.vpp_layers,
             use_distributed_optimizer=self.distributed_optimizer,
             overlap_grad_reduce=self.overlap,
+            cp_comm_type=self.exchange,  # type: ignore[arg-type]
+            hierarchical_context_parallel_sizes=self.hierarchy,
         )
 
     def __str__(self) -> str:
         flags = [name for name, on in (("sp", self.sp), ("vpp", self.vpp_layers), ("distopt", self.distributed_optimizer)) if on]
-        return "-".join(
-            [f"tp{self.tp}", f"pp{self.pp}", f"cp{self.cp}", f"dp{self.dp}", *flags, *(["overlap"] if self.overlap else [])]
-        )
+        flags += ["overlap"] if self.overlap else []
+        flags += [self.exchange] if self.exchange != "auto" else []
+        return "-".join([f"tp{self.tp}", f"pp{self.pp}", f"cp{self.cp}", f"dp{self.dp}", *flags, *map(str, self.hierarchy)])
 
 
 def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str, Any]:
@@ -65,6 +69,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     Returns:
         Metrics of every iteration.
     """
+    from megatron_longpo.config.context_layout import choose_exchange
     from megatron_longpo.config.layout import check_layout
     from megatron_longpo.data.loader import rank_batches
     from megatron_longpo.data.sampler import PreferenceBatchSampler
@@ -81,6 +86,8 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     record = read_record(str(config.model.pretrained_checkpoint))
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, dist.get_world_size())
+    parallel, _ = choose_exchange(config.parallel, architecture, config.data.seq_length, bytes_per_element=4, ranks_per_node=1)
+    config = dataclasses.replace(config, parallel=parallel)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, 1, virtual_pipeline_size(architecture, config.parallel))
     try:

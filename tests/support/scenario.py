@@ -81,6 +81,7 @@ def make_scenario(
 
 def fill_reference(scenario: Scenario, context: str = "short", parallel: Any = None) -> None:
     """Fill the scenario's reference cache on the ranks of this process group (runs inside a worker)."""
+    from megatron_longpo.config.context_layout import choose_exchange
     from megatron_longpo.config.schema import ParallelConfig, ReferenceConfig
     from megatron_longpo.data.dataset import PreferenceDataset
     from megatron_longpo.parallel import state as parallel_state
@@ -91,6 +92,7 @@ def fill_reference(scenario: Scenario, context: str = "short", parallel: Any = N
     record = read_record(str(scenario.native))
     dataset = PreferenceDataset(str(scenario.prefix))
     training, reference = TrainingConfig(), ReferenceConfig(reference_context=context)  # type: ignore[arg-type]
+    parallel, _ = choose_exchange(parallel, record.architecture, 1024, bytes_per_element=4)
     state = parallel_state.initialize(parallel)
     try:
         fingerprint = reference_fingerprint(

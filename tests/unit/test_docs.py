@@ -113,7 +113,7 @@ def refusals() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("processes", "flags", "message"), refusals())
 def test_a_refusal_on_the_page_is_the_program_s(processes, flags, message):
-    qwen = SimpleNamespace(num_attention_heads=28, num_query_groups=4, num_layers=28, ffn_hidden_size=18944)
+    qwen = SimpleNamespace(num_attention_heads=28, num_query_groups=4, num_layers=28, ffn_hidden_size=18944, kv_channels=128)
     run = ["--pretrained-checkpoint", "model", "--data-path", "pairs", "--num-epochs", "1"]
     with pytest.raises(UserError) as refusal:
         check_layout(parse_args([*run, *flags.split()], world_size=int(processes)).parallel, qwen, int(processes))

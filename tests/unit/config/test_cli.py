@@ -67,7 +67,7 @@ def test_a_flag_sets_its_own_field_and_no_other(name, data):
     if info.kind is bool:
         words = [info.flag if value else info.flag.replace("--", "--no-", 1)]
     elif info.many:
-        words = [info.flag, *value]
+        words = [info.flag, *map(str, value)]
     else:
         words = [f"{info.flag}={value}"]
     namespace = PARSER.parse_args(words)

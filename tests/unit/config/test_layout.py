@@ -10,8 +10,8 @@ from megatron_longpo.config.layout import check_layout, data_parallel_size, near
 from megatron_longpo.config.schema import ParallelConfig
 from megatron_longpo.utils.errors import UserError
 
-QWEN = SimpleNamespace(num_attention_heads=28, num_query_groups=4, num_layers=28, ffn_hidden_size=18944)
-SMOLLM = SimpleNamespace(num_attention_heads=9, num_query_groups=3, num_layers=30, ffn_hidden_size=1536)
+QWEN = SimpleNamespace(num_attention_heads=28, num_query_groups=4, num_layers=28, ffn_hidden_size=18944, kv_channels=128)
+SMOLLM = SimpleNamespace(num_attention_heads=9, num_query_groups=3, num_layers=30, ffn_hidden_size=1536, kv_channels=64)
 
 
 def layout(tp: int = 1, pp: int = 1, cp: int = 1, chunk: int | None = None) -> ParallelConfig:

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_longpo.models.attention import PlannedAttention
 from megatron_longpo.models.attention_kernels import block_backward, block_forward
 from megatron_longpo.models.attention_plan import build_plan
+from megatron_longpo.parallel.context_exchange import ContextExchange
 from megatron_longpo.parallel.context_parallel import Run
 from megatron_longpo.parallel.packed_sequence import Chain
 from tests.unit.models.test_attention_plan import dense_mask
@@ -23,16 +24,6 @@ TREES = {
     "two pairs": (Chain(0, 40), Chain(40, 11, parent=0, attach=30), Chain(51, 33), Chain(84, 8, parent=2, attach=20)),
     "grandchild": (Chain(0, 40), Chain(40, 21, parent=0, attach=33), Chain(61, 9, parent=1, attach=7)),
 }
-
-
-class OneRank:
-    """Stands for a context-parallel group of one: nothing is communicated."""
-
-    def size(self) -> int:
-        return 1
-
-    def rank(self) -> int:
-        return 0
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -56,7 +47,9 @@ def test_planned_attention_is_dense_attention(tree: str, dtype: torch.dtype, tol
     whole = (Run(0, total, 0),)
     *states, grad = inputs(total, dtype)
     ours = [state.clone().requires_grad_() for state in states]
-    out: Any = PlannedAttention.apply(*ours, build_plan(chains, whole, whole), 0.25, OneRank())
+    rows_first = (state.permute(2, 0, 1, 3) for state in ours)
+    plans = (build_plan(chains, whole, whole),)
+    out: Any = PlannedAttention.apply(*rows_first, plans, 0.25, ContextExchange()).permute(1, 2, 0, 3)
     out.backward(grad)
     exact = [state.double().requires_grad_() for state in states]
     expected = dense(*exact, torch.from_numpy(dense_mask(chains)), 0.25)

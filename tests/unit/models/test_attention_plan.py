@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_longpo.models.attention_plan import AttentionPlan, build_plan
+from megatron_longpo.models.attention_plan import AttentionPlan, build_plan, work_balance
+from megatron_longpo.parallel.context_exchange import gathered_runs
 from megatron_longpo.parallel.context_parallel import Run, zigzag_runs
 from megatron_longpo.parallel.packed_sequence import Chain, ancestors, chain_positions
 
@@ -73,8 +74,9 @@ def test_gathered_keys_hold_each_rank_s_rows_of_the_mask(case: tuple[int, tuple[
     total, mask = chains[-1].end, dense_mask(chains)
     for rank in range(cp):
         runs = zigzag_runs(total, cp, rank)
-        plan = build_plan(chains, runs, (Run(0, total, 0),))
-        assert np.array_equal(painted(plan, total // cp, total), mask[rows_of(runs)].astype(int))
+        keys = gathered_runs(total, cp)
+        plan = build_plan(chains, runs, keys)
+        assert np.array_equal(painted(plan, total // cp, total), mask[rows_of(runs)][:, rows_of(keys)].astype(int))
 
 
 @settings(max_examples=60)
@@ -111,8 +113,13 @@ def test_zigzag_gives_every_rank_the_same_work(length: int, answer: int, cp: int
     tail = -(trunk + answer + 1) % (2 * cp) + answer + 1
     chains = (Chain(0, trunk), Chain(trunk, tail, parent=0, attach=length - 1))
     total = trunk + tail
-    work = [build_plan(chains, zigzag_runs(total, cp, rank), (Run(0, total, 0),)).score_pairs() for rank in range(cp)]
-    assert max(work) / (sum(work) / cp) < 1.001
+    assert 1 <= work_balance(chains, total, cp) < 1.001
+
+
+def test_work_balance_is_the_busiest_rank_s_share_of_the_mask() -> None:
+    chains = (Chain(0, 17), Chain(17, 7, parent=0, attach=9))
+    rows = [dense_mask(chains)[rows_of(zigzag_runs(24, 3, rank))].sum() for rank in range(3)]
+    assert work_balance(chains, 24, 3) == max(rows) * 3 / sum(rows)
 
 
 def test_positions_go_on_where_a_chain_is_attached() -> None:
