@@ -194,6 +194,7 @@ class PackedCoreAttention(MegatronModule):
             raise ValueError("PackedCoreAttention needs a PackedAttention in packed_seq_params")
         packed, exchange = packed_seq_params, packed_seq_params.exchange
         query, key = (rotate(states, packed.cos, packed.sin) for states in (query, key))
+        value = value.contiguous()  # a view would keep the projection's whole output, queries and keys included
         query, key, value = (exchange.to_heads(states) for states in (query, key, value))
         out = exchange.to_sequence(PlannedAttention.apply(query, key, value, packed.plans, self.scale, exchange))
         return out.flatten(2)  # [s, b, n, d] -> [s, b, n*d]
