@@ -1,5 +1,6 @@
 # make quickstart   everything from set-up to a trained real model, alone on a fresh machine
 # make test         set-up, then everything that CI runs
+# make bench        contests against what one would use instead; docs/benchmarks.md
 # PYTHON=python3.12 picks the interpreter; each version has an environment of its own, .venv/pythonX.Y
 
 PYTHON ?=
@@ -8,7 +9,7 @@ VERSION := $(word 2,$(FOUND))
 VENV_PYTHON := .venv/python$(VERSION)/bin/python
 SETUP = @test -n "$(FOUND)" && bash scripts/setup_environment.sh $(FOUND)
 
-.PHONY: quickstart test test-fast test-matrix lint setup docs clean
+.PHONY: quickstart test test-fast test-matrix lint setup docs bench bench-full clean
 
 quickstart:
 	$(SETUP) quickstart
@@ -32,6 +33,12 @@ setup:
 
 docs: setup
 	$(VENV_PYTHON) tools/render_config_docs.py
+
+bench: setup
+	$(VENV_PYTHON) -m benchmarks.run
+
+bench-full: setup
+	$(VENV_PYTHON) -m benchmarks.run --full --output build/bench-full
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .nox .hypothesis *.egg-info

@@ -18,7 +18,9 @@ from megatron_longpo.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-FOLDERS = ("megatron_longpo", "tests", "tools", "checkpoint_conversion", "examples", "scripts", "docs", "constraints")
+FOLDERS = (
+    "megatron_longpo", "tests", "tools", "checkpoint_conversion", "examples", "scripts", "docs", "constraints", "benchmarks",
+)  # fmt: skip
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")

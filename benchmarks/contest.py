@@ -1,0 +1,84 @@
+"""What every contest's command has in common."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.jobs import ROOT, Bench, write_json
+from benchmarks.problem import ModelShape
+from benchmarks.report import Result, console_table
+
+RESULTS = ROOT / "build" / "bench"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large the contests are.
+
+    Attributes:
+        lengths: prompt tokens and how many alternated runs, of the step against the two-pass run.
+        memory: prompt tokens at which memory is compared.
+        trl: prompt tokens and runs, against TRL.
+        growth: prompt tokens, each twice the one before.
+        context: prompt tokens and runs, of context parallelism.
+        head: rows, vocabulary and runs, of the head.
+        pipeline: prompt tokens, answer tokens and runs, of the pipeline.
+        startup: pairs.
+        model: size of the model.
+        answer: tokens of an answer.
+        short: tokens of a reference context.
+        threads: of a process that has the machine to itself.
+    """
+
+    lengths: tuple[tuple[int, int], ...] = ((4096, 5), (8192, 5), (16384, 1))
+    memory: tuple[int, ...] = (8192,)
+    trl: tuple[tuple[int, int], ...] = ((8192, 3),)
+    growth: tuple[int, ...] = (2048, 4096, 8192, 16384)
+    context: tuple[int, int] = (8192, 3)
+    head: tuple[int, int, int] = (2048, 152064, 3)
+    pipeline: tuple[int, int, int] = (2048, 256, 3)
+    startup: int = 1_000_000
+    model: ModelShape = dataclasses.field(default_factory=ModelShape)
+    answer: int = 256
+    short: int = 1024
+    threads: int = 2
+
+
+MAKE_BENCH = Scale()
+FULL = dataclasses.replace(
+    MAKE_BENCH,
+    lengths=((2048, 5), (4096, 9), (8192, 9), (16384, 3)),
+    memory=(4096, 8192, 16384),
+    trl=((4096, 5), (8192, 5)),
+    context=(8192, 5),
+    head=(2048, 152064, 7),
+    pipeline=(2048, 256, 7),
+)
+
+Contest = Callable[[Bench, Scale], list[Result]]
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Options of a contest's command and of the driver."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--force", action="store_true", help="measure again what is there already")
+    parser.add_argument("--full", action="store_true", help="more lengths and more runs")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of models and results (build/bench)")
+    return parser.parse_args()
+
+
+def run_contest(name: str, contest: Contest, bench: Bench, scale: Scale) -> list[Result]:
+    """Run a contest and keep its rows as ``NAME.json``."""
+    results = contest(bench, scale)
+    write_json(bench.folder / f"{name}.json", [result.to_json() for result in results])
+    return results
+
+
+def contest_main(name: str, contest: Contest, description: str | None) -> None:
+    """The command of one contest: print the table, write the JSON."""
+    given = arguments(description)
+    results = run_contest(name, contest, Bench(given.output, force=given.force), FULL if given.full else MAKE_BENCH)
+    print(console_table(results))
