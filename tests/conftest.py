@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ os.environ.update(
         "WANDB_MODE": "disabled",
     }
 )
+
+# How long an example takes says more of the machine's other work than of the code.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 TESTS = Path(__file__).parent
 MARKED_FOLDERS = ("distributed", "golden", "e2e", "gpu")

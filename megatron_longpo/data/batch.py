@@ -22,6 +22,8 @@ class PreferenceBatch:
         nll_pair: ``[s]`` int64, the pair whose NLL the row's target counts in.
         chosen_turn: ``[s]`` int64, ``pair * t + turn`` of the chosen answer that the row's target belongs to.
         rejected_turn: ``[s]`` int64, the same for rejected answers. A target in the shared prefix can count in both.
+        known_weights: ``[s]`` float64, weight of the row's log-prob in the loss up to one factor common to all, where it is known
+            before the loss is; 0 elsewhere.
         chains: the packed sequence's chains.
         nll_tokens: ``[p]`` float64, divisor of each pair's NLL: the number of its targets.
         turn_mask: ``[p, t]`` float64, 1 where the turn exists.
@@ -36,6 +38,7 @@ class PreferenceBatch:
     nll_pair: Tensor
     chosen_turn: Tensor
     rejected_turn: Tensor
+    known_weights: Tensor
     chains: tuple[Chain, ...]
     nll_tokens: Tensor
     turn_mask: Tensor
@@ -73,9 +76,11 @@ class PreferenceBatch:
         """The rows that one context-parallel rank holds. Labels were shifted on the whole sequence, so no target is lost."""
         rows = {
             name: zigzag_slice(getattr(self, name), cp_size, cp_rank)
-            for name in ("tokens", "labels", "position_ids", "nll_pair", "chosen_turn", "rejected_turn")
+            for name in ("tokens", "labels", "position_ids", "nll_pair", "chosen_turn", "rejected_turn", "known_weights")
         }
-        packed = PackedInput(rows["tokens"], rows["labels"], rows["position_ids"], self.chains, self.length)
+        packed = PackedInput(
+            rows["tokens"], rows["labels"], rows["position_ids"], self.chains, self.length, rows["known_weights"]
+        )
         return RankBatch(packed, rows["nll_pair"], rows["chosen_turn"], rows["rejected_turn"], self)
 
 

@@ -150,6 +150,7 @@ def pack_pairs(items: Sequence[PackItem], options: PackingOptions) -> Preference
         rows.add_chain(np.zeros(padding, dtype=np.int64), {})
     positions = np.concatenate([np.asarray(r, dtype=np.int64) for r in chain_positions(rows.chains)])
     nll_pair = np.concatenate(rows.maps["nll_pair"])
+    nll_tokens = np.bincount(nll_pair[nll_pair >= 0], minlength=len(items)).astype(np.float64)
     tables = _pair_tables(items, max_turns, with_rejected=options.with_rejected)
     return PreferenceBatch(
         tokens=torch.from_numpy(np.concatenate(rows.tokens)),
@@ -158,13 +159,24 @@ def pack_pairs(items: Sequence[PackItem], options: PackingOptions) -> Preference
         nll_pair=torch.from_numpy(nll_pair),
         chosen_turn=torch.from_numpy(np.concatenate(rows.maps["chosen_turn"])),
         rejected_turn=torch.from_numpy(np.concatenate(rows.maps["rejected_turn"])),
+        known_weights=torch.from_numpy(_known_weights(rows, nll_tokens, with_rejected=options.with_rejected)),
         chains=tuple(rows.chains),
-        nll_tokens=torch.from_numpy(np.bincount(nll_pair[nll_pair >= 0], minlength=len(items)).astype(np.float64)),
+        nll_tokens=torch.from_numpy(nll_tokens),
         turn_mask=torch.from_numpy(tables["mask"]),
         answer_tokens=torch.from_numpy(tables["tokens"]),
         reference_logps=torch.from_numpy(tables["reference"]),
         sample_ids=torch.tensor([item.sample_id for item in items], dtype=torch.int64),
     )
+
+
+def _known_weights(rows: _Rows, nll_tokens: np.ndarray, *, with_rejected: bool) -> np.ndarray:
+    """Weights of the rows that count in the NLL alone: one over the pair's targets. A preference weighs answers by its margin."""
+    nll_pair, *turns = (np.concatenate(parts) for parts in rows.maps.values())
+    alone = nll_pair >= 0
+    if with_rejected:
+        for turn in turns:
+            alone &= turn < 0
+    return np.where(alone, 1.0 / np.maximum(nll_tokens, 1)[np.maximum(nll_pair, 0)], 0.0)
 
 
 def _pair_tables(items: Sequence[PackItem], max_turns: int, *, with_rejected: bool) -> dict[str, np.ndarray]:

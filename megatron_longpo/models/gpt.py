@@ -68,9 +68,9 @@ class LogProbGPTModel(GPTModel):
         """
         hidden = self.embedding(input_ids=packed.tokens[None], position_ids=None) if self.pre_process else None
         hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=self.attention_of(packed))
-        return self._log_probs(hidden, packed.labels) if self.post_process else hidden
+        return self._log_probs(hidden, packed) if self.post_process else hidden
 
-    def _log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def _log_probs(self, hidden: Tensor, packed: PackedInput) -> Tensor:
         group = self.pg_collection.tp
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
@@ -80,7 +80,7 @@ class LogProbGPTModel(GPTModel):
             self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
         )
         shard = VocabShard.of(weight.size(0), self.architecture.vocab_size, group)
-        return linear_log_probs(hidden[:, 0], weight, labels, shard, self.logit_chunk_size)
+        return linear_log_probs(hidden[:, 0], weight, packed.labels, shard, self.logit_chunk_size, packed.known_weights)
 
 
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:

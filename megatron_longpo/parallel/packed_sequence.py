@@ -69,6 +69,7 @@ class PackedInput:
         position_ids: ``[s/cp]`` int64.
         chains: the *whole* packed sequence's chains.
         length: the whole packed length ``s``.
+        known_weights: ``[s/cp]`` fp64, see `linear_log_probs`; None where nothing is trained.
     """
 
     tokens: Tensor
@@ -76,3 +77,4 @@ class PackedInput:
     position_ids: Tensor
     chains: tuple[Chain, ...]
     length: int
+    known_weights: Tensor | None = None

@@ -106,7 +106,7 @@ def test_a_broadcast_keeps_shapes_types_and_values(workers: Workers) -> None:
     assert workers.run(2, _broadcast) == [expected, expected]
 
 
-def _sharded_head() -> tuple[float, float, float]:
+def _sharded_head(knows_weights: bool) -> tuple[float, float, float]:
     from megatron_longpo.models.linear_cross_entropy import VocabShard, linear_log_probs
 
     size, rank, vocab = dist.get_world_size(), dist.get_rank(), 37
@@ -117,12 +117,13 @@ def _sharded_head() -> tuple[float, float, float]:
     labels = torch.arange(50) % vocab  # every word, so each shard's first word (local column 0) too
     labels[::7] = -100
     upstream = torch.randn(50, generator=generator, dtype=torch.float64)
+    known = torch.where(torch.arange(50) % 3 > 0, -2 * upstream, 0.0) if knows_weights else None
     whole = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     expected = linear_log_probs(*whole, labels, VocabShard(0, vocab), 16)
     expected.backward(upstream)
     rows = padded // size
     ours = [hidden.clone().requires_grad_(), weight[rank * rows : (rank + 1) * rows].clone().requires_grad_()]
-    found = linear_log_probs(*ours, labels, VocabShard.of(rows, vocab, dist.group.WORLD), 16)
+    found = linear_log_probs(*ours, labels, VocabShard.of(rows, vocab, dist.group.WORLD), 16, known)
     found.backward(upstream)
     d_hidden = ours[0].grad.clone()
     dist.all_reduce(d_hidden)
@@ -131,7 +132,8 @@ def _sharded_head() -> tuple[float, float, float]:
     return tuple(float(error.detach().abs().max()) for error in errors)  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("knows_weights", [False, True])
 @pytest.mark.parametrize("size", [2, 4])
-def test_the_head_over_vocabulary_shards_is_the_whole_head(size: int, workers: Workers) -> None:
-    for errors in workers.run(size, _sharded_head):
+def test_the_head_over_vocabulary_shards_is_the_whole_head(size: int, knows_weights: bool, workers: Workers) -> None:
+    for errors in workers.run(size, _sharded_head, knows_weights):
         assert max(errors) < 1e-10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -104,6 +106,18 @@ def test_nll_scopes_count_their_own_targets(pair: PreferencePair) -> None:
     for scope, spans in (("answers", pair.chosen.answer_spans), ("no-template", pair.content_spans)):
         batch = pack_pairs([PackItem(pair)], PackingOptions(nll_scope=scope))
         assert counted(batch, batch.nll_pair) == expected(pair.chosen, spans, [0] * len(spans))
+
+
+@given(st.lists(pairs(), min_size=1, max_size=3), st.booleans(), st.sampled_from(["all", "no-template", "answers", None]))
+def test_a_row_s_weight_is_known_where_no_preference_weighs_it(several: list[PreferencePair], both: bool, scope: Any) -> None:
+    batch = pack_pairs([PackItem(pair) for pair in several], PackingOptions(nll_scope=scope, with_rejected=both))
+    for row, weight in enumerate(batch.known_weights.tolist()):
+        pair = int(batch.nll_pair[row])
+        is_answer = int(batch.chosen_turn[row]) >= 0 or int(batch.rejected_turn[row]) >= 0
+        if pair < 0 or (both and is_answer):
+            assert weight == 0
+        else:
+            assert weight == 1 / batch.nll_tokens[pair].item()
 
 
 @settings(max_examples=50)

@@ -48,6 +48,54 @@ def test_log_probs_and_gradients_do_not_depend_on_the_chunk(rows: int, chunk: in
         assert torch.allclose(one.grad, other.grad if other.grad is not None else torch.zeros_like(one), atol=1e-11)
 
 
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 1000), st.sampled_from([-3.0, 0.0, 1e-6, 2.0]), st.booleans())
+def test_weights_known_beforehand_change_no_gradient(rows: int, chunk: int, seed: int, factor: float, of_weight: bool) -> None:
+    hidden, weight, labels = problem(rows, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    known = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1
+    known[torch.rand(rows, generator=generator) < 0.4] = 0.0
+    upstream = torch.where(known != 0, factor * known, torch.randn(rows, generator=generator, dtype=torch.float64))
+    ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_(of_weight)]
+    theirs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    found = linear_log_probs(*ours, labels, VocabShard(0, VOCAB), chunk, known)
+    expected = naive(*theirs, labels)
+    assert torch.allclose(found, expected, atol=1e-12)
+    found.backward(upstream)
+    expected.backward(upstream)
+    assert torch.allclose(ours[0].grad, theirs[0].grad, atol=1e-11)
+    if of_weight:
+        assert torch.allclose(ours[1].grad, theirs[1].grad, atol=1e-11)
+    else:
+        assert ours[1].grad is None
+
+
+def test_a_loss_that_weighs_known_rows_otherwise_is_refused() -> None:
+    hidden, weight, labels = problem(30)
+    known = torch.ones(30, dtype=torch.float64)
+    log_probs = linear_log_probs(hidden.requires_grad_(), weight, labels, VocabShard(0, VOCAB), 8, known)
+    with pytest.raises(ValueError, match="not those weights times one factor"):
+        (log_probs * torch.linspace(1, 2, 30)).sum().backward()
+
+
+def test_gradients_made_in_forward_serve_one_backward() -> None:
+    hidden, weight, labels = problem(30)
+    log_probs = linear_log_probs(
+        hidden.requires_grad_(), weight, labels, VocabShard(0, VOCAB), 8, torch.ones(30, dtype=torch.float64)
+    )
+    log_probs.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="run forward again"):
+        log_probs.sum().backward()
+
+
+def test_scoring_computes_no_gradients_beforehand() -> None:
+    hidden, weight, labels = problem(30)
+    known = torch.ones(30, dtype=torch.float64)
+    with torch.no_grad():
+        scored = linear_log_probs(hidden, weight.requires_grad_(), labels, VocabShard(0, VOCAB), 8, known)
+    assert torch.allclose(scored, naive(hidden, weight.detach(), labels), atol=1e-12)
+
+
 def test_padding_rows_of_the_vocabulary_take_no_part() -> None:
     hidden, weight, labels = problem(20)
     loud = weight.clone()
