@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.support.workers import Workers
+
+# A loaded machine makes a slow example of any, most often the first, which imports.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 # Before torch or transformers are imported; commands that tests start inherit them.
 os.environ.update(

@@ -182,8 +182,11 @@ class TrainingConfig:
     """Number of pairs; rounded down to whole global batches."""
     num_epochs: float | None = None
     """Passes over the training split (of all datasets together, in their mixing weights)."""
-    micro_batch_size: int = 1
-    """Pairs packed into one micro-batch sequence of one data-parallel rank."""
+    micro_batch_size: int | None = None
+    """Pairs packed into one micro-batch sequence of one data-parallel rank. Default: 1 unless --micro-batch-tokens is given."""
+    micro_batch_tokens: int | None = None
+    """Pack pairs into one micro-batch sequence up to this many rows, so that data-parallel ranks get equal work in each global
+    batch; a longer pair stands alone. Excludes --micro-batch-size."""
     global_batch_size: int = 8
     """Pairs in one iteration, over all data-parallel ranks and micro-batches (paper: 8)."""
     seed: int = 42

@@ -16,7 +16,8 @@ from megatron_longpo.utils.errors import UserError
 
 LENGTH_GROUP = ("train_iters", "train_samples", "num_epochs")
 WARMUP_GROUP = ("lr_warmup_fraction", "lr_warmup_iters")
-EXCLUSIVE_GROUPS = (LENGTH_GROUP, WARMUP_GROUP)
+MICRO_BATCH_GROUP = ("micro_batch_size", "micro_batch_tokens")
+EXCLUSIVE_GROUPS = (LENGTH_GROUP, WARMUP_GROUP, MICRO_BATCH_GROUP)
 """Settings of which at most one may be given in one place."""
 
 Rule = Callable[[RunConfig, int], Iterator[str]]
@@ -77,6 +78,13 @@ def one_warmup(config: RunConfig, world_size: int) -> Iterator[str]:
         yield f"--lr-warmup-iters {iters} is more than --train-iters {total}; the peak would never be reached"
 
 
+def one_kind_of_micro_batch(config: RunConfig, world_size: int) -> Iterator[str]:
+    """A micro-batch is filled by number of pairs or by tokens."""
+    size, tokens = config.training.micro_batch_size, config.training.micro_batch_tokens
+    if size is not None and tokens is not None:
+        yield f"--micro-batch-size {size} and --micro-batch-tokens {tokens} are given together; keep one of them"
+
+
 def learning_rates_ordered(config: RunConfig, world_size: int) -> Iterator[str]:
     """The learning rate decays downwards."""
     if config.optimizer.min_lr > config.optimizer.lr:
@@ -115,7 +123,8 @@ def split_well_formed(config: RunConfig, world_size: int) -> Iterator[str]:
 
 def processes_fit(config: RunConfig, world_size: int) -> Iterator[str]:
     """The processes divide into replicas, and the global batch into their micro-batches."""
-    parallel, size = config.parallel, config.training.micro_batch_size
+    parallel, packed = config.parallel, config.training.micro_batch_tokens is not None
+    size = config.training.micro_batch_size or 1
     axes = (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.context_parallel_size)
     if min(*axes, size) < 1:
         return  # told by `numbers_in_range`
@@ -123,8 +132,11 @@ def processes_fit(config: RunConfig, world_size: int) -> Iterator[str]:
         return  # told by `check_layout`, which knows the model and so the nearest layouts that work
     replicas, batch = data_parallel_size(parallel, world_size), config.training.global_batch_size
     if batch % (size * replicas):
+        divisor = (
+            f"the data-parallel size = {replicas}" if packed else f"--micro-batch-size x data-parallel size = {size} x {replicas}"
+        )
         yield (
-            f"--global-batch-size {batch} is not a multiple of --micro-batch-size x data-parallel size = {size} x {replicas};"
+            f"--global-batch-size {batch} is not a multiple of {divisor};"
             f" the next that is: {math.ceil(batch / (size * replicas)) * size * replicas}"
         )
     elif parallel.num_layers_per_virtual_pipeline_stage is not None:
@@ -133,7 +145,7 @@ def processes_fit(config: RunConfig, world_size: int) -> Iterator[str]:
             following = math.ceil(rounds / stages) * stages * size * replicas
             yield (
                 f"the interleaved pipeline of --pipeline-model-parallel-size {stages} needs a multiple of {stages} micro-batches,"
-                f" and --global-batch-size {batch} makes {rounds}; the next that works: {following}"
+                f" and --global-batch-size {batch} makes {'up to ' if packed else ''}{rounds}; the next that works: {following}"
             )
 
 
@@ -189,6 +201,7 @@ RULES: tuple[Rule, ...] = (
     split_well_formed,
     one_length,
     one_warmup,
+    one_kind_of_micro_batch,
     learning_rates_ordered,
     processes_fit,
     parallel_options_meaningful,

@@ -17,6 +17,7 @@ import torch
 
 from megatron_longpo.config.schema import NllScope
 from megatron_longpo.data.batch import PreferenceBatch
+from megatron_longpo.data.layout import shared_prefix_length
 from megatron_longpo.data.pair import PreferencePair, Span
 from megatron_longpo.parallel.packed_sequence import Chain, chain_positions
 from megatron_longpo.utils.constants import IGNORE_INDEX
@@ -54,11 +55,25 @@ class PackItem:
     sample_id: tuple[int, int] = (0, 0)
 
 
-def shared_prefix_length(chosen: np.ndarray, rejected: np.ndarray) -> int:
-    """Length of the token-identical start, short of either side's last token, so that both sides keep a tail."""
-    limit = min(len(chosen), len(rejected)) - 1
-    different = np.flatnonzero(chosen[:limit] != rejected[:limit])
-    return int(different[0]) if len(different) else limit
+def packed_size(chosen: int, rejected: int, prefix: int, options: PackingOptions) -> tuple[int, int]:
+    """Packed rows of a pair of such lengths, before padding, and its pairs of query and key.
+
+    Args:
+        chosen: tokens of the chosen side.
+        rejected: tokens of the rejected side.
+        prefix: tokens that they share, see `shared_prefix_length`.
+        options: which rows are wanted.
+    """
+    if not options.with_rejected:
+        return chosen, _triangle(chosen)
+    if not options.prefix_sharing:
+        return chosen + rejected, _triangle(chosen) + _triangle(rejected)
+    tail = rejected - prefix + 1
+    return chosen + tail, _triangle(chosen) + tail * (prefix - 1) + _triangle(tail)
+
+
+def _triangle(length: int) -> int:
+    return length * (length + 1) // 2
 
 
 class _Rows:

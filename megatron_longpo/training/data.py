@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from megatron_longpo.config.validate import parse_number
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.data.loader import SampleId
 from megatron_longpo.data.packing import PackingOptions
-from megatron_longpo.data.sampler import PreferenceBatchSampler, PreferenceStream, total_samples
+from megatron_longpo.data.sampler import Entry, PreferenceStream, total_samples
 from megatron_longpo.data.split import split_indices
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.parallel.state import ParallelState
@@ -37,10 +37,9 @@ class RunData:
     validation: tuple[SampleId, ...]
     max_turns: int
 
-    def micro_batches(self, sampler: PreferenceBatchSampler) -> Iterator[list[SampleId]]:
-        """The sampler's micro-batches as samples of the datasets."""
-        for entries in sampler:
-            yield [(dataset, int(self.train_indices[dataset][position])) for dataset, position in entries]
+    def samples(self, entries: Sequence[Entry]) -> tuple[SampleId, ...]:
+        """Entries of the stream as samples of the datasets."""
+        return tuple((dataset, int(self.train_indices[dataset][position])) for dataset, position in entries)
 
 
 def parse_data_path(values: tuple[str, ...]) -> tuple[list[str], list[float] | None]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -16,11 +15,12 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.batch import RankBatch
 from megatron_longpo.data.loader import rank_batches
-from megatron_longpo.data.sampler import PreferenceBatchSampler
 from megatron_longpo.models.attention_plan import work_balance
+from megatron_longpo.models.flops import StepFlops
 from megatron_longpo.parallel import cpu_backend
 from megatron_longpo.parallel.collectives import any_rank, reduce_max, reduce_sum
 from megatron_longpo.parallel.state import ParallelState
+from megatron_longpo.training.batches import Share, shares
 from megatron_longpo.training.checkpoint import Checkpointer, TrainState
 from megatron_longpo.training.data import RunData, packing_options
 from megatron_longpo.training.logs import RunLog, peak_memory_bytes
@@ -58,6 +58,7 @@ class Run:
         checkpointer: saves.
         context: what every step has in common.
         train_iters: iterations of the whole training.
+        flops: work of a step, by which global batches are divided.
     """
 
     config: RunConfig
@@ -69,6 +70,7 @@ class Run:
     checkpointer: Checkpointer
     context: StepContext
     train_iters: int
+    flops: StepFlops
 
 
 def train(run: Run, train_state: TrainState, log: RunLog) -> TrainState:
@@ -82,10 +84,10 @@ def train(run: Run, train_state: TrainState, log: RunLog) -> TrainState:
     """
     stop = StopRequest()
     saved_at = train_state.iteration
-    micro_batches = run.data.micro_batches(_sampler(run, train_state))
+    upcoming = _shares(run, train_state)
     while train_state.iteration < run.train_iters and not any_rank(stop.received, cpu_backend.device()):
         iteration = train_state.iteration + 1
-        metrics = _iterate(run, micro_batches, iteration)
+        metrics = _iterate(run, upcoming, iteration)
         train_state = TrainState(iteration, train_state.consumed_samples + run.context.global_batch_size)
         metrics |= _validate(run, iteration)
         log.write(iteration, {"consumed_samples": train_state.consumed_samples, **metrics})
@@ -96,26 +98,16 @@ def train(run: Run, train_state: TrainState, log: RunLog) -> TrainState:
     return train_state
 
 
-def _sampler(run: Run, train_state: TrainState) -> PreferenceBatchSampler:
-    group = run.context.state.dp_group
-    batch_size = run.context.global_batch_size
-    left = run.train_iters - train_state.iteration
-    return PreferenceBatchSampler(
-        run.data.stream,
-        batch_size,
-        run.config.training.micro_batch_size,
-        group.rank(),
-        group.size(),
-        train_state.consumed_samples,
-        train_state.consumed_samples + left * batch_size,
-    )
+def _shares(run: Run, train_state: TrainState) -> Iterator[Share]:
+    left = (run.train_iters - train_state.iteration) * run.context.global_batch_size
+    consumed = train_state.consumed_samples
+    return shares(run.config, run.data, run.flops, run.context.state, consumed, consumed + left)
 
 
-def _iterate(run: Run, micro_batches: Any, iteration: int) -> dict[str, Any]:
+def _iterate(run: Run, upcoming: Iterator[Share], iteration: int) -> dict[str, Any]:
     started = time.monotonic()
-    state = run.context.state
-    count = run.context.global_batch_size // (run.config.training.micro_batch_size * state.dp_group.size())
-    samples = list(itertools.islice(micro_batches, count))
+    state, share = run.context.state, next(upcoming)
+    samples = share.micro_batches
     options = packing_options(run.config, state)
     batches = list(rank_batches(samples, run.data.datasets, run.reference.source(samples), options, state))
     rate = run.schedule.apply(run.optimizer, iteration)
@@ -130,15 +122,17 @@ def _iterate(run: Run, micro_batches: Any, iteration: int) -> dict[str, Any]:
     tokens = reduce_sum(rows, state.dp_group).item()
     seconds, memory = reduce_max(worst).tolist()
     speed = {"seconds": seconds, "tokens_per_second": tokens / seconds, "peak_memory_bytes": int(memory)}
-    return {**metrics, "learning_rate": rate, **speed, **_balance(batches, state)}
+    return {**metrics, "learning_rate": rate, **speed, **_balance(share, batches, state)}
 
 
-def _balance(batches: Sequence[RankBatch], state: ParallelState) -> dict[str, float]:
-    """Attention work of the busiest context rank over the mean: of the worst micro-batch."""
-    group = state.exchange.keys_group
-    if group is None:
-        return {}
-    return {"context_balance": max(work_balance(b.packed.chains, b.packed.length, group.size()) for b in batches)}
+def _balance(share: Share, batches: Sequence[RankBatch], state: ParallelState) -> dict[str, float]:
+    """Work of the busiest rank over the mean: between context ranks, of the worst micro-batch; between data ranks, if planned."""
+    group, found = state.exchange.keys_group, {}
+    if group is not None:
+        found["context_balance"] = max(work_balance(b.packed.chains, b.packed.length, group.size()) for b in batches)
+    if share.balance is not None:
+        found |= {"micro_batches": len(batches), "work_balance": share.balance}
+    return found
 
 
 def _non_finite(run: Run, iteration: int, error: NonFiniteLossError) -> str:

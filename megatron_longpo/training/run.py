@@ -16,6 +16,7 @@ from megatron_longpo.config.layout import check_layout
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.conversion.record import ModelRecord
 from megatron_longpo.models.architecture import ModelArchitecture
+from megatron_longpo.models.flops import step_flops
 from megatron_longpo.models.gpt import build_model
 from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
 from megatron_longpo.parallel import state as parallel_state
@@ -83,7 +84,8 @@ def _pretrain(
         log.say(f"context exchange {describe_exchange(config.parallel)}: {exchange_reason}")
     context = StepContext(config.objective, config.training.global_batch_size, data.max_turns, state)
     schedule = Schedule(config.optimizer, train_iters)
-    run = Run(config, model, optimizer, schedule, data, reference, checkpointer, context, train_iters)
+    flops = step_flops(architecture)
+    run = Run(config, model, optimizer, schedule, data, reference, checkpointer, context, train_iters, flops)
     try:
         return train(run, train_state, log)
     finally:

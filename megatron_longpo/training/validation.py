@@ -9,6 +9,7 @@ import torch
 
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.loader import SampleId, rank_batches
+from megatron_longpo.training.batches import micro_batches_in_order
 from megatron_longpo.training.data import RunData, packing_options
 from megatron_longpo.training.reference import RunReference
 from megatron_longpo.training.step import StepContext, reduce_reports, run_batches
@@ -29,7 +30,7 @@ def evaluate(
     Args:
         model: this rank's model chunks.
         samples: pairs, the same on every rank; data-parallel ranks divide them.
-        config: objective and micro-batch size.
+        config: objective and size of micro-batches.
         data: where they come from.
         reference: the run's reference.
         context: the run's step context.
@@ -41,12 +42,11 @@ def evaluate(
     """
     state = context.state
     mine = samples[state.dp_group.rank() :: state.dp_group.size()]
-    size = config.training.micro_batch_size
-    micro_batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+    options = packing_options(config, state)
+    micro_batches = micro_batches_in_order(mine, config, data, options)
     modes = [chunk.training for chunk in model]
     for chunk in model:
         chunk.eval()
-    options = packing_options(config, state)
     reports: list[dict[str, Any]] = []
     for start in range(0, len(micro_batches), _MICRO_BATCHES_AT_ONCE):
         part = micro_batches[start : start + _MICRO_BATCHES_AT_ONCE]

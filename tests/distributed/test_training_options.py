@@ -201,31 +201,33 @@ def test_validation_on_everything_equals_score_pairs(llama: Scenario, nursery: N
         assert (4 * validation[f"validation/{name}"] + training[name]) / 5 == pytest.approx(scores[name], rel=1e-5), name
 
 
-def order_seen(config: RunConfig, batch: int) -> list[list[tuple[int, int]]]:
+def order_seen(config: RunConfig) -> list[list[tuple[int, int]]]:
     """Samples of each of six iterations, over all data-parallel ranks (runs inside a worker)."""
     import torch.distributed as dist
 
-    from megatron_longpo.data.sampler import PreferenceBatchSampler
+    from megatron_longpo.models.flops import step_flops
     from megatron_longpo.models.transformer_config import apply_overrides
+    from megatron_longpo.parallel import state as parallel_state
+    from megatron_longpo.training.batches import shares
     from megatron_longpo.training.data import open_data
     from megatron_longpo.training.pretrained import read_record
 
     architecture = apply_overrides(read_record(str(config.model.pretrained_checkpoint)).architecture, config.model, 4096)
     data = open_data(config.data, config.training.seed, architecture)
-    size = config.training.micro_batch_size
-    sampler = PreferenceBatchSampler(data.stream, batch, size, dist.get_rank(), dist.get_world_size(), 0, 6 * batch)
-    mine = list(data.micro_batches(sampler))
+    state = parallel_state.initialize(config.parallel)
+    until = 6 * config.training.global_batch_size
+    mine = [share.micro_batches for share in shares(config, data, step_flops(architecture), state, 0, until)]
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
-    steps = len(mine) // 6
-    return [sorted(s for rank in everyone for micro in rank[i * steps : (i + 1) * steps] for s in micro) for i in range(6)]
+    parallel_state.destroy()
+    return [sorted(sample for rank in everyone for micro in rank[i] for sample in micro) for i in range(6)]
 
 
 def test_the_pairs_of_an_iteration_do_not_depend_on_replicas_or_micro_batches(llama: Scenario, workers: Workers) -> None:
-    expected = workers.run(1, order_seen, config_for(llama, ONE), 4)[0]
+    expected = workers.run(1, order_seen, config_for(llama, ONE))[0]
     assert len({tuple(step) for step in expected}) > 1
-    assert workers.run(2, order_seen, config_for(llama, ONE), 4)[0] == expected
-    assert workers.run(2, order_seen, config_for(llama, ONE, micro_batch_size=2), 4)[0] == expected
+    for options in ({}, {"micro_batch_size": 2}, {"micro_batch_tokens": 2000}):
+        assert workers.run(2, order_seen, config_for(llama, ONE, **options))[0] == expected
 
 
 @pytest.mark.parametrize(

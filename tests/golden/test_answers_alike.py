@@ -14,7 +14,7 @@ import pytest
 from megatron_longpo.conversion.import_hf import hf_to_mcore
 from megatron_longpo.conversion.workers import Workers as ConversionWorkers
 from megatron_longpo.data.dataset import PreferenceDataset
-from megatron_longpo.data.packing import shared_prefix_length
+from megatron_longpo.data.layout import shared_prefix_length
 from megatron_longpo.data.preprocess import PreprocessOptions, preprocess
 from megatron_longpo.data.record import PreferenceRecord, Turn
 from megatron_longpo.data.tokenizer import TokenizerSpec

@@ -72,10 +72,11 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     from megatron_longpo.config.context_layout import choose_exchange
     from megatron_longpo.config.layout import check_layout
     from megatron_longpo.data.loader import rank_batches
-    from megatron_longpo.data.sampler import PreferenceBatchSampler
+    from megatron_longpo.models.flops import step_flops
     from megatron_longpo.models.gpt import build_model
     from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
     from megatron_longpo.parallel import state as parallel_state
+    from megatron_longpo.training.batches import shares
     from megatron_longpo.training.checkpoint import load_weights
     from megatron_longpo.training.data import open_data, packing_options
     from megatron_longpo.training.optimizer import Schedule, build_optimizer
@@ -98,21 +99,11 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
         reference = RunReference(config, data, state)
         size = config.training.global_batch_size
         context = StepContext(config.objective, size, data.max_turns, state)
-        sampler = PreferenceBatchSampler(
-            data.stream,
-            size,
-            config.training.micro_batch_size,
-            state.dp_group.rank(),
-            state.dp_group.size(),
-            0,
-            iterations * size,
-        )
-        count = size // (config.training.micro_batch_size * state.dp_group.size())
-        stream = data.micro_batches(sampler)
+        stream = shares(config, data, step_flops(architecture), state, 0, iterations * size)
         schedule = Schedule(config.optimizer, iterations)
         history = []
         for iteration in range(1, iterations + 1):
-            samples = [next(stream) for _ in range(count)]
+            samples = next(stream).micro_batches
             batches = list(rank_batches(samples, data.datasets, reference.source(samples), packing_options(config, state), state))
             schedule.apply(optimizer, iteration)
             for chunk in model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_longpo.data.dataset import PreferenceDataset
@@ -124,10 +125,13 @@ def make_record(rng: random.Random, document_id: str, num_turns: int, num_words:
     return PreferenceRecord(document_id, text, tuple(turns), {})
 
 
-def make_records(path: str | Path, num_documents: int, num_turns: int, seed: int = 0, num_words: int = 120) -> Path:
-    """Write a JSON Lines file of random documents."""
+def make_records(
+    path: str | Path, num_documents: int, num_turns: int, seed: int = 0, num_words: int | Sequence[int] = 120
+) -> Path:
+    """Write a JSON Lines file of random documents; several numbers of words take turns."""
     rng = random.Random(seed)
-    records = [make_record(rng, f"document-{i}", num_turns, num_words) for i in range(num_documents)]
+    words = [num_words] if isinstance(num_words, int) else num_words
+    records = [make_record(rng, f"document-{i}", num_turns, words[i % len(words)]) for i in range(num_documents)]
     Path(path).write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
     return Path(path)
 
@@ -138,7 +142,7 @@ def make_dataset(
     num_turns: int = 2,
     seed: int = 0,
     vocab_size: int = 512,
-    num_words: int = 120,
+    num_words: int | Sequence[int] = 120,
     seq_length: int = 4096,
     tokenizer: str | Path | None = None,
 ) -> PreferenceDataset:

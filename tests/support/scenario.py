@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,13 @@ def with_fields(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def make_scenario(
-    folder: Path, family: str = "llama", *, num_documents: int = 5, num_turns: int = 2, num_words: int = 70, **overrides: Any
+    folder: Path,
+    family: str = "llama",
+    *,
+    num_documents: int = 5,
+    num_turns: int = 2,
+    num_words: int | Sequence[int] = 70,
+    **overrides: Any,
 ) -> Scenario:
     """Make model, native checkpoint and dataset through the product's own code (without the reference cache)."""
     from megatron_longpo.conversion.import_hf import hf_to_mcore

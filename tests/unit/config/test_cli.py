@@ -117,6 +117,12 @@ def test_a_length_given_later_replaces_one_given_earlier(tmp_path, file, flags, 
     assert {name: getattr(config.training, name) for name in expected} == expected
 
 
+def test_a_kind_of_micro_batch_given_later_replaces_one_given_earlier(tmp_path):
+    file = write_config(tmp_path / "run.json", training={"micro_batch_size": 2})
+    training = parse("--config", file, "--micro-batch-tokens", "900").training
+    assert (training.micro_batch_size, training.micro_batch_tokens) == (None, 900)
+
+
 def test_a_warmup_given_later_replaces_one_given_earlier():
     optimizer = parse("--preset", "paper", "--lr-warmup-iters", "2").optimizer
     assert (optimizer.lr_warmup_fraction, optimizer.lr_warmup_iters) == (None, 2)

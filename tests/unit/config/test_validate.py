@@ -28,6 +28,15 @@ def refusal(flags: str, world_size: int = 1) -> str:
         (f"{MODEL} {DATA}", 1, ["--train-iters", "--train-samples", "--num-epochs"]),
         (f"{RUN} --train-samples 8 --num-epochs 1", 1, ["--train-iters 4", "--train-samples 8", "--num-epochs 1.0", "keep one"]),
         (f"{RUN} --lr-warmup-iters 2 --lr-warmup-fraction 0.5", 1, ["--lr-warmup-iters 2", "--lr-warmup-fraction 0.5"]),
+        (f"{RUN} --micro-batch-size 1 --micro-batch-tokens 9", 1, ["--micro-batch-size 1", "--micro-batch-tokens 9", "keep one"]),
+        (f"{RUN} --micro-batch-tokens 9 --global-batch-size 6", 4, ["--global-batch-size 6", "data-parallel size = 4", "is: 8"]),
+        (
+            f"{RUN} --micro-batch-tokens 9 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1"
+            " --global-batch-size 6",
+            4,
+            ["multiple of 2 micro-batches", "makes up to 3", "works: 8"],
+        ),
+        (f"{RUN} --micro-batch-tokens 0", 1, ["--micro-batch-tokens is 0"]),
         (f"{RUN} --lr-warmup-iters 5", 1, ["--lr-warmup-iters 5", "--train-iters 4"]),
         (f"{RUN} --min-lr 1 --lr 0.5", 1, ["--min-lr 1.0", "--lr 0.5"]),
         (f"{MODEL} {LENGTH} --data-path 0.5 a b", 1, ["0.5 a b"]),
@@ -101,6 +110,7 @@ def test_all_problems_are_told_at_once_one_line_each():
         (f"{MODEL} {LENGTH} --data-path 0.7 a 0.3 b", 1),
         (f"{RUN} --split 99,1 --eval-interval 2", 1),
         (f"{RUN} --lr 0", 1),
+        (f"{RUN} --micro-batch-tokens 9 --global-batch-size 8", 4),
         (f"{RUN} --tensor-model-parallel-size 2 --sequence-parallel", 4),
         (f"{RUN} --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 4", 2),
         (f"{RUN} --use-distributed-optimizer --optimizer rmsprop", 8),

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longpo.data.batch import PreferenceBatch
-from megatron_longpo.data.packing import PackingOptions, PackItem, pack_pairs, shared_prefix_length, short_pairs
+from megatron_longpo.data.layout import shared_prefix_length
+from megatron_longpo.data.packing import PackingOptions, PackItem, pack_pairs, packed_size, short_pairs
 from megatron_longpo.data.pair import PreferencePair, Side
 from megatron_longpo.parallel.packed_sequence import ancestors
 from megatron_longpo.utils.constants import IGNORE_INDEX
@@ -92,6 +93,16 @@ def test_the_shared_prefix_is_encoded_once(pair: PreferencePair) -> None:
     batch = pack_pairs([PackItem(pair)], PackingOptions())
     # one more row than tokens: the copy of the last prefix token
     assert batch.length == len(pair.chosen.input_ids) + len(pair.rejected.input_ids) - prefix + 1
+
+
+@given(pairs(), st.builds(PackingOptions, prefix_sharing=st.booleans(), with_rejected=st.booleans()))
+def test_a_pair_is_measured_without_being_packed(pair: PreferencePair, options: PackingOptions) -> None:
+    """Rows, and score pairs: a row sees as many tokens as it has before it, and itself."""
+    chosen, rejected = pair.chosen.input_ids, pair.rejected.input_ids
+    rows, score_pairs = packed_size(len(chosen), len(rejected), shared_prefix_length(chosen, rejected), options)
+    batch = pack_pairs([PackItem(pair)], options)
+    assert rows == batch.length
+    assert score_pairs == sum(len(seen) for seen in seen_by(batch))
 
 
 @given(pairs())
