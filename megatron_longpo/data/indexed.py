@@ -35,8 +35,6 @@ class IndexedPairs:
         """
         _check_index(Path(f"{prefix}.idx"))
         self._dataset = _megatron().IndexedDataset(prefix)
-        if int(self._dataset.document_indices[-1]) != len(self._dataset):
-            raise UserError(f"{prefix}.idx: its documents do not end with its sequences; make the dataset anew")
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -69,11 +67,14 @@ def _check_index(path: Path) -> None:
     """Refuse an index that Megatron's reader would fail on, or would read beyond its end."""
     with path.open("rb") as stream:
         content = stream.read(INDEX_HEADER.size)
-    if len(content) == INDEX_HEADER.size:
-        magic, version, dtype, num_sequences, num_documents = INDEX_HEADER.unpack(content)
-        size = INDEX_HEADER.size + num_sequences * (4 + 8) + num_documents * 8
-        if (magic, version, dtype, size) == (INDEX_MAGIC, 1, INT32_CODE, path.stat().st_size) and num_documents > 0:
-            return
+        if len(content) == INDEX_HEADER.size:
+            magic, version, dtype, num_sequences, num_documents = INDEX_HEADER.unpack(content)
+            size = INDEX_HEADER.size + num_sequences * (4 + 8) + num_documents * 8
+            if (magic, version, dtype, size) == (INDEX_MAGIC, 1, INT32_CODE, path.stat().st_size) and num_documents > 0:
+                stream.seek(-8, os.SEEK_END)
+                if int.from_bytes(stream.read(8), "little") == num_sequences:
+                    return
+                raise UserError(f"{path}: its documents do not end with its sequences; make the dataset anew")
     raise UserError(f"{path}: not a Megatron index of int32 sequences; make the dataset anew")
 
 

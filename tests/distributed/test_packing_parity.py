@@ -101,7 +101,7 @@ def test_pipeline_stages_pad_no_micro_batch_to_another_s_length(
 
 
 def test_ranks_share_the_work_and_the_balance_is_told(uneven: Scenario, tmp_path: Path) -> None:
-    nursery = Nursery(tmp_path / "logs")
+    nursery = Nursery(tmp_path)
     try:
         lines = {}
         for name, flags in {"packed": ("--micro-batch-tokens", BUDGET), "one": ("--micro-batch-size", 1)}.items():
@@ -115,7 +115,7 @@ def test_ranks_share_the_work_and_the_balance_is_told(uneven: Scenario, tmp_path
         nursery.close()
     for packed_line, line in zip(lines["packed"], lines["one"], strict=True):
         assert "work_balance" not in line
-        assert 1 <= packed_line["work_balance"] < 1.2
+        assert 1 <= packed_line["work_balance"] < 1.6, "with few pairs the longest one decides; 2 would be all work on one rank"
         assert 1 <= packed_line["micro_batches"] < 4
         assert packed_line["loss"] == pytest.approx(line["loss"], rel=1e-5)
     assert lines["packed"][1]["validation/loss"] == pytest.approx(lines["one"][1]["validation/loss"], rel=1e-5)
