@@ -12,6 +12,7 @@ from megatron_longpo.config.schema import ParallelConfig, ReferenceContext, Trai
 from megatron_longpo.conversion.record import ModelRecord, find_iteration
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.models.architecture import ModelArchitecture
+from megatron_longpo.models.attention_kernels import select_kernel
 from megatron_longpo.models.gpt import LogProbGPTModel, build_model
 from megatron_longpo.parallel import cpu_backend
 from megatron_longpo.parallel.state import ParallelState
@@ -30,13 +31,14 @@ def read_record(path: str) -> ModelRecord:
 
 
 def check_precision(training: TrainingConfig) -> None:
-    """Refuse bf16 where the hardware would emulate it.
+    """Refuse bf16 where the hardware would emulate it, and fp32 where attention cannot take it.
 
     Raises:
-        UserError: on a CPU without bf16 arithmetic.
+        UserError: on a CPU without bf16 arithmetic; on a GPU without ``--bf16``.
     """
     if training.bf16 and not cpu_backend.has_native_bf16():
         raise UserError("--bf16 needs a GPU, or a CPU with AMX or AVX-512 bf16; this machine has neither, so leave it out (fp32)")
+    select_kernel(cpu_backend.device().type, torch.bfloat16 if training.bf16 else torch.float32)
 
 
 def with_rotary_base(architecture: ModelArchitecture, base: float | None) -> ModelArchitecture:

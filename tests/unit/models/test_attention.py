@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from megatron_longpo.models import attention_kernels
 from megatron_longpo.models.attention import PlannedAttention
-from megatron_longpo.models.attention_kernels import block_backward, block_forward
+from megatron_longpo.models.attention_kernels import (
+    AttentionKernel,
+    _cpu_backward,
+    _cpu_forward,
+    _package_backward,
+    _package_forward,
+    block_backward,
+    block_forward,
+    select_kernel,
+)
 from megatron_longpo.models.attention_plan import build_plan
 from megatron_longpo.parallel.context_exchange import ContextExchange
 from megatron_longpo.parallel.context_parallel import Run
 from megatron_longpo.parallel.packed_sequence import Chain
+from megatron_longpo.utils.errors import UserError
 from tests.unit.models.test_attention_plan import dense_mask
 
 TREES = {
@@ -81,6 +94,59 @@ def test_a_causal_block_of_unequal_lengths_is_refused() -> None:
     query, key, value, _ = inputs(8, torch.float32)
     with pytest.raises(ValueError, match="as many queries as keys"):
         block_forward(query[:, :, :4], key, value, causal=True, scale=1.0)
+
+
+class FlashAttnPackage(ModuleType):
+    """Stands for flash-attn's interface: checks what it is given, and answers with PyTorch's CPU kernel."""
+
+    def __init__(self) -> None:
+        super().__init__("flash_attn.flash_attn_interface")
+        self._flash_attn_forward, self._flash_attn_backward = self.forward, self.backward
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, return_softmax: bool, **plain: Any) -> tuple[Tensor | None, ...]:
+        assert not return_softmax
+        out, lse = _cpu_forward(*(states.transpose(1, 2) for states in (q, k, v)), *self.checked(**plain))
+        return out.transpose(1, 2), lse, None, None
+
+    def backward(
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
+        *, deterministic: bool, rng_state: Any = None, **plain: Any,
+    ) -> None:  # fmt: skip
+        assert not deterministic
+        assert softmax_lse.is_contiguous()
+        heads_second = [states.transpose(1, 2) for states in (dout, q, k, v, out)]
+        for made, grad in zip((dq, dk, dv), _cpu_backward(*heads_second, softmax_lse, *self.checked(**plain)), strict=True):
+            assert made.is_contiguous()
+            made.copy_(grad.transpose(1, 2))
+
+    @staticmethod
+    def checked(
+        *, dropout_p: float, softmax_scale: float, causal: bool, window_size_left: int, window_size_right: int, softcap: float,
+        alibi_slopes: Any,
+    ) -> tuple[bool, float]:  # fmt: skip
+        assert (dropout_p, window_size_left, window_size_right, softcap, alibi_slopes) == (0.0, -1, -1, 0.0, None)
+        return causal, softmax_scale
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_flash_attn_gets_what_makes_it_the_same_attention(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package itself needs a GPU; names, order, layout and alignment of its arguments are checked against its signature."""
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", FlashAttnPackage())
+    package = AttentionKernel("flash-attn", _package_forward, _package_backward)
+    monkeypatch.setattr(attention_kernels, "select_kernel", lambda device, dtype: package)
+    test_planned_attention_is_dense_attention(tree, torch.float64, 1e-12)
+
+
+def test_the_kernel_is_chosen_by_device_precision_and_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = select_kernel.__wrapped__
+    assert "CPU" in chosen("cpu", torch.float32).name
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "PyTorch's CUDA" in chosen("cuda", torch.bfloat16).name
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "flash_attn" else None)
+    assert chosen("cuda", torch.float16).name == "flash-attn"
+    with pytest.raises(UserError, match=r"needs --bf16: flash kernels do not take float32"):
+        chosen("cuda", torch.float32)
 
 
 @pytest.mark.parametrize("causal", [True, False])
