@@ -193,6 +193,9 @@ class TrainingConfig:
     """Seed of the data order, of the split and of random initialisation."""
     bf16: bool = False
     """Compute in bfloat16 with fp32 main weights and gradients (needs a GPU or a CPU with native bf16)."""
+    attention_backend: Literal["auto", "flash", "te"] = choices("auto", "auto", "flash", "te")  # type: ignore[assignment]
+    """Core attention. ``flash``, which ``auto`` is: planned blocks on the flash kernel that the machine has. ``te``: Transformer
+    Engine's own, on a GPU, for runs without prefix sharing and context parallelism."""
     recompute_granularity: RecomputeGranularity | None = choices(None, "full", "selective")  # type: ignore[assignment]
     """Recompute whole layers, or the core attention only, in the backward pass."""
     recompute_num_layers: int = 1

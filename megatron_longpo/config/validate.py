@@ -172,6 +172,16 @@ def parallel_options_meaningful(config: RunConfig, world_size: int) -> Iterator[
         yield "--overlap-param-gather needs --overlap-grad-reduce (Megatron-Core schedules them together)"
 
 
+def attention_supported(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Transformer Engine's attention knows no shared prefix, and shards sequences in a layout of its own."""
+    if config.training.attention_backend != "te":
+        return
+    if config.data.prefix_sharing:
+        yield "--attention-backend te needs --no-prefix-sharing: its masks know no shared prefix; flash does"
+    if config.parallel.context_parallel_size > 1:
+        yield "--attention-backend te works with --context-parallel-size 1 only; flash works with any"
+
+
 def optimizer_supported(config: RunConfig, world_size: int) -> Iterator[str]:
     """Megatron-Core's distributed optimizer shards Adam-like states only."""
     if config.parallel.use_distributed_optimizer and config.optimizer.optimizer == "sgd":
@@ -205,6 +215,7 @@ RULES: tuple[Rule, ...] = (
     learning_rates_ordered,
     processes_fit,
     parallel_options_meaningful,
+    attention_supported,
     optimizer_supported,
     something_is_learnt,
     checkpoints_have_a_place,

@@ -16,6 +16,7 @@ from megatron_longpo.models.attention_kernels import block_backward, block_forwa
 from megatron_longpo.models.attention_plan import AttentionPlan
 from megatron_longpo.models.rotary import rotate
 from megatron_longpo.parallel.context_exchange import ContextExchange
+from megatron_longpo.parallel.packed_sequence import Chain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PackedAttention:
     Attributes:
         plans: blocks of this rank's queries against the keys of each step of the exchange.
         exchange: how ranks share keys and values.
+        chains: of the whole packed sequence.
         cos: rotary cosines of this rank's rows, ``[s/cp, d]`` fp32.
         sin: rotary sines, the same.
         qkv_format: tells Megatron-Core that the layout stays ``[s, b, n, d]``.
@@ -32,6 +34,7 @@ class PackedAttention:
 
     plans: tuple[AttentionPlan, ...]
     exchange: ContextExchange
+    chains: tuple[Chain, ...]
     cos: Tensor
     sin: Tensor
     qkv_format: str = "sbhd"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from megatron_longpo.config.schema import ParallelConfig, TrainingConfig
 from megatron_longpo.models.architecture import ModelArchitecture
-from megatron_longpo.models.attention import PackedAttention
+from megatron_longpo.models.attention import PackedAttention, PackedCoreAttention
 from megatron_longpo.models.attention_plan import build_plan
-from megatron_longpo.models.layer_spec import build_block_spec
+from megatron_longpo.models.layer_spec import build_block_spec, core_attention
 from megatron_longpo.models.linear_cross_entropy import VocabShard, linear_log_probs
 from megatron_longpo.models.rotary import inverse_frequencies, rotary_tables
 from megatron_longpo.models.transformer_config import build_transformer_config, virtual_pipeline_size
@@ -29,13 +29,22 @@ class LogProbGPTModel(GPTModel):
     """
 
     def __init__(
-        self, config: TransformerConfig, architecture: ModelArchitecture, padded_vocab_size: int, logit_chunk_size: int,
-        exchange: ContextExchange, *, pre_process: bool, post_process: bool, vp_stage: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        config: TransformerConfig,
+        architecture: ModelArchitecture,
+        padded_vocab_size: int,
+        logit_chunk_size: int,
+        exchange: ContextExchange,
+        attention: type[PackedCoreAttention],
+        *,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> None:
         """Build the modules of one pipeline stage (and model chunk)."""
         super().__init__(
             config,
-            build_block_spec(config, vp_stage),
+            build_block_spec(config, attention, vp_stage),
             vocab_size=padded_vocab_size,
             max_sequence_length=architecture.max_position_embeddings,
             pre_process=pre_process,
@@ -55,7 +64,7 @@ class LogProbGPTModel(GPTModel):
         queries = exchange.query_runs(length)
         plans = tuple(build_plan(packed.chains, queries, keys) for keys in exchange.key_runs(length))
         cos, sin = rotary_tables(packed.position_ids, self._frequencies)
-        return PackedAttention(plans, exchange, cos, sin)
+        return PackedAttention(plans, exchange, packed.chains, cos, sin)
 
     def forward(self, packed: PackedInput) -> Tensor:  # type: ignore[override]
         """Run this stage.
@@ -104,6 +113,7 @@ def build_model(
             padded_vocab_size(architecture.vocab_size, state.tp_group.size()),
             training.logit_chunk_size,
             state.exchange,
+            core_attention(training.attention_backend),
             pre_process=stage == 0 and chunk == 0,
             post_process=stage == stages - 1 and chunk == chunks - 1,
             vp_stage=chunk if chunks > 1 else None,

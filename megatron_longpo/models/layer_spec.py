@@ -10,12 +10,30 @@ from megatron_longpo.models.attention import PackedCoreAttention
 from megatron_longpo.models.norm import RMSNorm
 from megatron_longpo.models.swiglu import SwiGLU
 from megatron_longpo.models.transformer_config import uses_transformer_engine
+from megatron_longpo.utils.errors import UserError
 
 
-def build_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+def core_attention(backend: str) -> type[PackedCoreAttention]:
+    """The core attention of ``--attention-backend``.
+
+    Raises:
+        UserError: if Transformer Engine is asked for where it cannot run.
+    """
+    if backend != "te":
+        return PackedCoreAttention
+    if not uses_transformer_engine():
+        raise UserError("--attention-backend te needs Transformer Engine and a GPU; leave it out, or give flash")
+    from megatron_longpo.models.engine_attention import EngineCoreAttention
+
+    return EngineCoreAttention
+
+
+def build_block_spec(
+    config: TransformerConfig, attention: type[PackedCoreAttention], vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
     """Submodules of the layers that this pipeline stage (and model chunk) holds, and of the final norm."""
     layer, final_norm = _engine_layer(config) if uses_transformer_engine() else _local_layer(config)
-    layer.submodules.self_attention.submodules.core_attention = PackedCoreAttention
+    layer.submodules.self_attention.submodules.core_attention = attention
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=final_norm)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from megatron_longpo.models import attention_kernels
-from megatron_longpo.models.attention import PlannedAttention
+from megatron_longpo.models.attention import PackedAttention, PackedCoreAttention, PlannedAttention
 from megatron_longpo.models.attention_kernels import (
     AttentionKernel,
     _cpu_backward,
@@ -24,6 +25,9 @@ from megatron_longpo.models.attention_kernels import (
     select_kernel,
 )
 from megatron_longpo.models.attention_plan import build_plan
+from megatron_longpo.models.engine_attention import EngineCoreAttention
+from megatron_longpo.models.layer_spec import core_attention
+from megatron_longpo.models.transformer_config import uses_transformer_engine
 from megatron_longpo.parallel.context_exchange import ContextExchange
 from megatron_longpo.parallel.context_parallel import Run
 from megatron_longpo.parallel.packed_sequence import Chain
@@ -94,6 +98,46 @@ def test_a_causal_block_of_unequal_lengths_is_refused() -> None:
     query, key, value, _ = inputs(8, torch.float32)
     with pytest.raises(ValueError, match="as many queries as keys"):
         block_forward(query[:, :, :4], key, value, causal=True, scale=1.0)
+
+
+class Engine(torch.nn.Module):
+    """Stands for ``TEDotProductAttention``: sequence first, flat heads out, causal; checks what it is given."""
+
+    def __init__(self, *, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str) -> None:
+        super().__init__()
+        assert attn_mask_type is AttnMaskType.causal
+        assert (layer_number, attention_type) == (3, "self")
+        self.scale = config.kv_channels**-0.5
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: None, *, attn_mask_type: AttnMaskType) -> Tensor:
+        assert mask is None
+        assert attn_mask_type is AttnMaskType.causal
+        causal = torch.ones(len(query), len(query), dtype=torch.bool).tril()
+        out = dense(*(states.permute(1, 2, 0, 3) for states in (query, key, value)), causal, self.scale)
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_transformer_engine_s_attention_gets_each_chain_by_itself(tree: str) -> None:
+    chains = TREES[tree]
+    total = chains[-1].end
+    whole = (Run(0, total, 0),)
+    config = SimpleNamespace(attention_dropout=0.0, kv_channels=16, window_size=None)
+    angles = torch.arange(total)[:, None] * torch.linspace(0.1, 1, 8).repeat(2)
+    plans = (build_plan(chains, whole, whole),)
+    packed = PackedAttention(plans, ContextExchange(), chains, angles.cos(), angles.sin())
+    states = [state.permute(2, 0, 1, 3) for state in inputs(total, torch.float64)[:3]]
+    arguments = {"attn_mask_type": AttnMaskType.padding, "attention_type": "self"}
+    ours = PackedCoreAttention(config, 3, **arguments)(*states, None, packed_seq_params=packed)
+    theirs = EngineCoreAttention(config, 3, engine=Engine, **arguments)(*states, None, packed_seq_params=packed)
+    assert (ours - theirs).abs().max() < 1e-12
+
+
+def test_transformer_engine_s_attention_is_refused_where_it_cannot_run() -> None:
+    assert core_attention("auto") is core_attention("flash") is PackedCoreAttention
+    if not uses_transformer_engine():
+        with pytest.raises(UserError, match="needs Transformer Engine and a GPU"):
+            core_attention("te")
 
 
 class FlashAttnPackage(ModuleType):
