@@ -15,6 +15,10 @@ ReferenceContext = Literal["short", "long"]
 LrDecayStyle = Literal["cosine", "linear", "constant"]
 CpCommType = Literal["auto", "all_gather", "a2a", "p2p", "a2a+p2p"]
 RecomputeGranularity = Literal["full", "selective"]
+LoraTarget = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2",
+]  # fmt: skip
 
 
 def choices(default: object, *values: str) -> object:
@@ -129,13 +133,29 @@ class ReferenceConfig:
     """Where the reference's log-probs come from."""
 
     reference: Literal["cache", "live"] = choices("cache", "cache", "live")  # type: ignore[assignment]
-    """Read them from the cache beside each dataset, or compute them in the run with a frozen model."""
+    """Read them from the cache beside each dataset, or compute them in the run with a frozen model. With --lora-rank the live
+    reference is the run's own model with its adapters switched off."""
     reference_checkpoint: str | None = None
     """Native checkpoint of the reference model. Default: --pretrained-checkpoint."""
     reference_rotary_base: float | None = None
     """RoPE base of the reference. Default: the reference checkpoint's own."""
     reference_context: ReferenceContext = choices("short", "short", "long")  # type: ignore[assignment]
     """The reference reads each turn's short context alone (LongPO), or the long chat with same-side history (DPO)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters: beside each frozen linear two small matrices are trained, and nothing else."""
+
+    lora_rank: int | None = None
+    """Rank of the adapters. Default: no adapters; every weight of the model is trained."""
+    lora_alpha: float = 32.0
+    """The adapters' output is multiplied by alpha / rank."""
+    lora_target_modules: tuple[LoraTarget, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    """Linears that get adapters, by their Hugging Face names or by Megatron-Core's (linear_qkv is query, key and value; linear_fc1
+    is gate and up)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,6 +269,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     reference: ReferenceConfig = ReferenceConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -197,6 +197,12 @@ def something_is_learnt(config: RunConfig, world_size: int) -> Iterator[str]:
         yield "--nll-weight and --preference-weight are both 0: there is nothing to learn"
 
 
+def adapters_have_a_base(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Checkpoints of a run with adapters hold no other weights, so the others must lie elsewhere."""
+    if config.lora.lora_rank is not None and config.model.random_init:
+        yield "--lora-rank cannot train beside --random-init: the frozen weights would be stored nowhere"
+
+
 def checkpoints_have_a_place(config: RunConfig, world_size: int) -> Iterator[str]:
     """Checkpoint intervals need a directory."""
     for name in ("save_interval", "keep_checkpoints"):
@@ -218,6 +224,7 @@ RULES: tuple[Rule, ...] = (
     attention_supported,
     optimizer_supported,
     something_is_learnt,
+    adapters_have_a_base,
     checkpoints_have_a_place,
 )
 
@@ -256,6 +263,9 @@ def _ineffective(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "eval_iters", "no --eval-interval is given"
     if config.training.num_epochs is None:
         yield "drop_last", "it concerns the end of --num-epochs"
+    if config.lora.lora_rank is None:
+        for name in ("lora_alpha", "lora_target_modules"):
+            yield name, "no --lora-rank is given"
     if config.logging.wandb_project is None:
         yield "wandb_name", "no --wandb-project is given"
 

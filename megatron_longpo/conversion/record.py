@@ -28,6 +28,23 @@ _VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterRecord:
+    """What a checkpoint of a run with LoRA says about its adapters, the only weights in it.
+
+    Attributes:
+        rank: rank of the adapters.
+        alpha: their output is multiplied by alpha / rank.
+        target_modules: Hugging Face names of the linears that have one.
+        base: the native checkpoint that holds all other weights.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    base: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """What a checkpoint says about its weights.
 
@@ -40,6 +57,7 @@ class ModelRecord:
         source: the Hugging Face folder that the first weights came from.
         assets_sha256: fingerprint of the files in ``hf/``.
         training: what the model card tells about the training: label -> value; empty before training.
+        adapters: what the checkpoint's adapters are, if it holds those in place of a whole model.
     """
 
     architecture: ModelArchitecture
@@ -50,14 +68,11 @@ class ModelRecord:
     source: str
     assets_sha256: str
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    adapters: AdapterRecord | None = None
 
     def write(self, folder: Path) -> None:
         """Write the record into an iteration's folder."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        write_text(
-            folder / RECORD_FILE,
-            json.dumps({"version": _VERSION, **values, "architecture": self.architecture.to_dict()}, indent=2),
-        )
+        write_text(folder / RECORD_FILE, json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=2))
 
     @classmethod
     def read(cls, folder: Path) -> ModelRecord:
@@ -72,7 +87,10 @@ class ModelRecord:
             version = values.pop("version")
             if version != _VERSION:
                 raise UserError(f"{path} has version {version}; this release reads version {_VERSION}")
-            return cls(**{**values, "architecture": ModelArchitecture.from_dict(values["architecture"])})
+            adapters = values.pop("adapters", None)
+            if adapters is not None:
+                adapters = AdapterRecord(**{**adapters, "target_modules": tuple(adapters["target_modules"])})
+            return cls(**{**values, "architecture": ModelArchitecture.from_dict(values["architecture"]), "adapters": adapters})
         except FileNotFoundError:
             raise UserError(
                 f"{path} does not exist; native checkpoints are made by checkpoint_conversion/hf_to_mcore.py"
@@ -88,6 +106,21 @@ class ModelRecord:
         return dataclasses.replace(
             self, architecture=architecture, weights_sha256=None, base_weights_sha256=base, training=training
         )
+
+
+def whole_model(folder: Path) -> ModelRecord:
+    """The record of an iteration's folder that holds a whole model.
+
+    Raises:
+        UserError: if it holds adapters only.
+    """
+    record = ModelRecord.read(folder)
+    if record.adapters is not None:
+        raise UserError(
+            f"{folder}: holds LoRA adapters, not a whole model; merge them with checkpoint_conversion/mcore_to_hf.py --merge "
+            "and convert the result with hf_to_mcore.py"
+        )
+    return record
 
 
 def find_iteration(path: Path, iteration: int | None = None) -> Path:

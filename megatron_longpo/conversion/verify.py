@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_longpo.config.schema import ParallelConfig, TrainingConfig
 from megatron_longpo.conversion.hf_folder import CONFIG, open_hf_folder
-from megatron_longpo.conversion.record import ModelRecord, find_iteration
+from megatron_longpo.conversion.record import find_iteration, whole_model
 from megatron_longpo.conversion.safe_metadata import check_metadata
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.models.gpt import LogProbGPTModel, build_model
@@ -93,7 +93,7 @@ def verify_conversion(hf: Path, checkpoint: Path, text: str = DEFAULT_TEXT, max_
     Parallel: joins a process group of one for our model, and leaves it.
     """
     folder = find_iteration(checkpoint)
-    architecture = ModelRecord.read(folder).architecture
+    architecture = whole_model(folder).architecture
     _check_architectures(hf, architecture, folder)
     tokens = _encode(hf, text, max_tokens)
     theirs = hf_logits(hf, tokens)

@@ -56,6 +56,10 @@ class LogProbGPTModel(GPTModel):
         self.architecture = architecture
         self.logit_chunk_size = logit_chunk_size
         self._exchange = exchange
+        self.rotate_as(architecture)
+
+    def rotate_as(self, architecture: ModelArchitecture) -> None:
+        """From now on, rotate queries and keys with the RoPE settings of an architecture."""
         self._frequencies = inverse_frequencies(architecture.kv_channels, architecture.rotary_base, architecture.rope_scaling)
 
     def attention_of(self, packed: PackedInput) -> PackedAttention:

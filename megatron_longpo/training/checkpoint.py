@@ -32,6 +32,7 @@ from megatron_longpo.conversion.record import (
 )
 from megatron_longpo.conversion.safe_metadata import COMMON_FILE, check_metadata, read_metadata
 from megatron_longpo.models.gpt import LogProbGPTModel
+from megatron_longpo.models.lora import has_adapters
 from megatron_longpo.parallel.state import ParallelState
 from megatron_longpo.training.optimizer_state import after_load, before_load, sharded_state
 from megatron_longpo.utils.errors import UserError
@@ -53,10 +54,17 @@ class TrainState:
 
 
 def model_state(model: Sequence[LogProbGPTModel]) -> dict[str, Any]:
-    """Sharded state of this rank's model chunks, by chunk."""
+    """Sharded state of this rank's model chunks, by chunk; of chunks with adapters, the adapters' alone."""
     if len(model) == 1:
-        return {"model": model[0].sharded_state_dict()}
-    return {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(model)}
+        return {"model": _chunk_state(model[0])}
+    return {f"model{index}": _chunk_state(chunk) for index, chunk in enumerate(model)}
+
+
+def _chunk_state(chunk: LogProbGPTModel) -> dict[str, Any]:
+    state = chunk.sharded_state_dict()
+    if not has_adapters(chunk):
+        return state
+    return {name: state[name] for name, parameter in chunk.named_parameters() if parameter.requires_grad}
 
 
 def load_weights(model: Sequence[LogProbGPTModel], path: str) -> None:
@@ -87,7 +95,8 @@ def _readable_iteration(path: str) -> Path:
 
 def _load_model(model: Sequence[LogProbGPTModel], loaded: dict[str, Any]) -> None:
     for index, chunk in enumerate(model):
-        chunk.load_state_dict(loaded["model" if len(model) == 1 else f"model{index}"])
+        # a load fails by itself where the checkpoint lacks something that was asked for
+        chunk.load_state_dict(loaded["model" if len(model) == 1 else f"model{index}"], strict=not has_adapters(chunk))
 
 
 def _random_state(state: ParallelState) -> ShardedObject:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from megatron_longpo.config.schema import ParallelConfig, ReferenceContext, TrainingConfig
-from megatron_longpo.conversion.record import ModelRecord, find_iteration
+from megatron_longpo.conversion.record import ModelRecord, find_iteration, whole_model
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.models.attention_kernels import select_kernel
@@ -22,12 +22,12 @@ from megatron_longpo.utils.errors import UserError
 
 
 def read_record(path: str) -> ModelRecord:
-    """The model record of a native checkpoint.
+    """The model record of a native checkpoint that a model can be loaded from.
 
     Raises:
-        UserError: if there is no such checkpoint.
+        UserError: if there is no such checkpoint, or it holds LoRA adapters only.
     """
-    return ModelRecord.read(find_iteration(Path(path)))
+    return whole_model(find_iteration(Path(path)))
 
 
 def check_precision(training: TrainingConfig) -> None:

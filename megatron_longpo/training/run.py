@@ -18,9 +18,11 @@ from megatron_longpo.conversion.record import ModelRecord
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.models.flops import step_flops
 from megatron_longpo.models.gpt import build_model
+from megatron_longpo.models.lora import add_adapters
 from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
 from megatron_longpo.parallel import state as parallel_state
 from megatron_longpo.parallel.state import ParallelState
+from megatron_longpo.training.adapters import adapter_record, check_adapters
 from megatron_longpo.training.checkpoint import Checkpointer, TrainState, check_save_directory, has_checkpoint, load_weights
 from megatron_longpo.training.data import RunData, open_data, total_train_samples
 from megatron_longpo.training.logs import RunLog
@@ -49,6 +51,7 @@ def pretrain(config: RunConfig) -> TrainState:
     element = 2 if config.training.bf16 else 4
     parallel, reason = choose_exchange(config.parallel, architecture, config.data.seq_length, bytes_per_element=element)
     config = dataclasses.replace(config, parallel=parallel)
+    check_adapters(config, record)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))
     try:
@@ -71,8 +74,10 @@ def _pretrain(
     train_iters = total_train_samples(config, data) // config.training.global_batch_size
     resuming = has_checkpoint(config.checkpoint.load)
     model = wrap_data_parallel(_initial_model(config, architecture, state, resuming=resuming), config)
+    reference.share(model)
     optimizer = build_optimizer(config, model)
     trained = record.after_training(architecture, describe_training(config, train_iters))
+    trained = dataclasses.replace(trained, adapters=adapter_record(config))
     if config.model.random_init:
         trained = dataclasses.replace(trained, base_weights_sha256=None)
     checkpointer = Checkpointer(model, optimizer, state, trained, dump_config(config))
@@ -94,8 +99,11 @@ def _pretrain(
 
 def _initial_model(config: RunConfig, architecture: ModelArchitecture, state: ParallelState, *, resuming: bool) -> Any:
     model = build_model(architecture, config.parallel, config.training, state)
-    if not resuming and not config.model.random_init:
+    with_adapters = config.lora.lora_rank is not None
+    if with_adapters or not (resuming or config.model.random_init):
         load_weights(model, str(config.model.pretrained_checkpoint))
+    if with_adapters:
+        add_adapters(model, config.lora, config.training.seed)
     return model
 
 
@@ -103,8 +111,13 @@ def describe_training(config: RunConfig, train_iters: int) -> dict[str, Any]:
     """What the model card tells about a training."""
     objective, optimizer = config.objective, config.optimizer
     start = {"initial weights": "random"} if config.model.random_init else {}
+    record = adapter_record(config)
+    adapters = (
+        {"LoRA": f"rank {record.rank}, alpha {record.alpha:g}, on {', '.join(record.target_modules)}"} if record else {}
+    )
     return {
         **start,
+        **adapters,
         "beta": objective.beta,
         "preference weight": objective.preference_weight,
         "NLL weight": objective.nll_weight,
@@ -126,13 +139,15 @@ def _opening(
     data: RunData,
     train_state: TrainState,
 ) -> str:
-    here = sum(parameter.numel() for chunk in model for parameter in chunk.parameters())
+    parameters = [parameter for chunk in model for parameter in chunk.parameters()]
+    here, trained = (sum(p.numel() for p in some) for some in (parameters, [p for p in parameters if p.requires_grad]))
+    size = f"{here:,} parameters on this rank" + (f" ({trained:,} trained)" if trained < here else "")
     start = f"from {config.model.pretrained_checkpoint}"
     if train_state.iteration:
         start = f"resuming after iteration {train_state.iteration}"
     groups = (("tp", state.tp_group), ("cp", state.cp_group), ("pp", state.pp_group), ("dp", state.dp_group))
     parts = [
-        f"{architecture.family}, {here:,} parameters on this rank, RoPE base {architecture.rotary_base:g}",
+        f"{architecture.family}, {size}, RoPE base {architecture.rotary_base:g}",
         " ".join(f"{name} {group.size()}" for name, group in groups),
         f"{sum(len(dataset) for dataset in data.datasets)} pairs, {len(data.validation)} held out",
         start,

@@ -74,6 +74,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     from megatron_longpo.data.loader import rank_batches
     from megatron_longpo.models.flops import step_flops
     from megatron_longpo.models.gpt import build_model
+    from megatron_longpo.models.lora import add_adapters
     from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
     from megatron_longpo.parallel import state as parallel_state
     from megatron_longpo.training.batches import shares
@@ -83,6 +84,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     from megatron_longpo.training.pretrained import read_record
     from megatron_longpo.training.reference import RunReference
     from megatron_longpo.training.step import StepContext, reduce_reports, run_batches, wrap_data_parallel
+    from tests.support.adapters import fill_adapters
 
     record = read_record(str(config.model.pretrained_checkpoint))
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
@@ -94,9 +96,13 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     try:
         chunks = build_model(architecture, config.parallel, config.training, state)
         load_weights(chunks, str(config.model.pretrained_checkpoint))
+        if config.lora.lora_rank is not None:
+            add_adapters(chunks, config.lora, config.training.seed)
+            fill_adapters(chunks)
         model = wrap_data_parallel(chunks, config)
         optimizer = build_optimizer(config, model)
         reference = RunReference(config, data, state)
+        reference.share(model)
         size = config.training.global_batch_size
         context = StepContext(config.objective, size, data.max_turns, state)
         stream = shares(config, data, step_flops(architecture), state, 0, iterations * size)
@@ -135,7 +141,8 @@ def dump(chunks: Any, folder: Path, *, gradients: bool) -> None:
         for index, chunk in enumerate(chunks):
             shards = state["model" if len(chunks) == 1 else f"model{index}"]
             for name, parameter in chunk.named_parameters():
-                shards[name].data = parameter.main_grad
+                if parameter.requires_grad:
+                    shards[name].data = parameter.main_grad
     dist_checkpointing.save(state, str(folder))
 
 
