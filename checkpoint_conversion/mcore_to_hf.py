@@ -6,6 +6,11 @@ files:
 
     python checkpoint_conversion/mcore_to_hf.py --load runs/longpo --save exported/longpo
     python checkpoint_conversion/mcore_to_hf.py --load runs/longpo --iteration 100 --save exported/longpo-100 --dtype bfloat16
+
+A run with LoRA (--lora-rank) gives a folder of adapters in PEFT's format, or with --merge a whole model:
+
+    python checkpoint_conversion/mcore_to_hf.py --load runs/lora --save exported/lora-adapters
+    python checkpoint_conversion/mcore_to_hf.py --load runs/lora --save exported/lora --merge
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import argparse
 import re
 from pathlib import Path
 
-from megatron_longpo.utils.errors import run_command
+from megatron_longpo.utils.errors import UserError, run_command
 
 DTYPES = ("float32", "bfloat16", "float16")
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
@@ -42,7 +47,13 @@ def main() -> None:
         "--dtype", choices=DTYPES, help="dtype of the exported weights; default: the one that the model came with"
     )
     parser.add_argument("--max-shard-size", type=byte_count, default="5GB", help="largest safetensors file; default: 5GB")
+    parser.add_argument("--merge", action="store_true", help="add the adapters of a run with LoRA to their base: a whole model")
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="with --merge: where the base lies now; default: where training had it"
+    )
     arguments = parser.parse_args()
+    if arguments.base is not None and not arguments.merge:
+        raise UserError(f"--base {arguments.base} has no effect without --merge")
 
     from megatron_longpo.conversion.export_hf import mcore_to_hf
     from megatron_longpo.conversion.workers import join_workers, say
@@ -55,6 +66,8 @@ def main() -> None:
             dtype=arguments.dtype,
             max_shard_bytes=arguments.max_shard_size,
             workers=workers,
+            merge=arguments.merge,
+            base=arguments.base,
         )
         say(f"{arguments.save}: weights {fingerprint}", workers)
 

@@ -154,8 +154,8 @@ class LoraConfig:
     lora_target_modules: tuple[LoraTarget, ...] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
-    """Linears that get adapters, by their Hugging Face names or by Megatron-Core's (linear_qkv is query, key and value; linear_fc1
-    is gate and up)."""
+    """Linears that get adapters, by their Hugging Face names or by Megatron-Core's (linear_qkv is query, key and value;
+    linear_fc1 is gate and up)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

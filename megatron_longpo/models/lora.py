@@ -1,7 +1,7 @@
 """LoRA: low-rank adapters beside the frozen linears of a built model, in every parallel layout.
 
-For an input ``x`` a linear gives ``W x + alpha / rank * B A x``, with ``A`` of ``[rank, in]`` and ``B`` of ``[out, rank]``. Only the
-``rank`` numbers a row between ``A`` and ``B`` cross the tensor-parallel group:
+For an input ``x`` a linear gives ``W x + alpha / rank * B A x``, with ``A`` of ``[rank, in]`` and ``B`` of ``[out, rank]``. Only
+the ``rank`` numbers a row between ``A`` and ``B`` cross the tensor-parallel group:
 
 * column-parallel (query-key-value, gate-up): every rank holds ``A``, and its rows of ``B``. ``A x`` is made of the rank's rows of
   ``x`` and gathered under sequence parallelism; without it every rank computes the same and the gradient is summed.

@@ -37,9 +37,9 @@ def check_adapters(config: RunConfig, base: ModelRecord) -> None:
     adapters = adapter_record(config)
     if adapters is not None and base.weights_sha256 is None:
         raise UserError(
-            f"--pretrained-checkpoint {config.model.pretrained_checkpoint}: the base of --lora-rank needs the hash of its weights, "
-            "which a training checkpoint lacks; export it with checkpoint_conversion/mcore_to_hf.py and convert that with "
-            "hf_to_mcore.py"
+            f"--pretrained-checkpoint {config.model.pretrained_checkpoint}: the base of --lora-rank needs the hash of its "
+            "weights, which a training checkpoint lacks; export it with checkpoint_conversion/mcore_to_hf.py and convert that "
+            "with hf_to_mcore.py"
         )
     load = config.checkpoint.load
     if not has_checkpoint(load):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.test_layout_parity import TOLERANCE, assert_same_metrics, assert_same_tensors, config_for
-from tests.support.layouts import Layout, read_dump, train_and_dump
+from tests.support.layouts import Layout, train_and_dump
 from tests.support.scenario import Scenario
 from tests.support.workers import Workers
 
