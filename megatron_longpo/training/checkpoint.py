@@ -67,6 +67,16 @@ def _chunk_state(chunk: LogProbGPTModel) -> dict[str, Any]:
     return {name: state[name] for name, parameter in chunk.named_parameters() if parameter.requires_grad}
 
 
+def gather_weights(model: Sequence[DistributedDataParallel]) -> None:
+    """Gather the weights of the last update, which wait for the next forward pass where gathering overlaps with it.
+
+    Parallel: the data-parallel group.
+    """
+    for chunk in model:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
 def load_weights(model: Sequence[LogProbGPTModel], path: str) -> None:
     """Load weights from a native checkpoint of any layout.
 
@@ -130,6 +140,7 @@ class Checkpointer:
             record: model record that goes into each checkpoint.
             config_text: the resolved configuration, as JSON.
         """
+        self._wrapped = model
         self._chunks: list[LogProbGPTModel] = [chunk.module for chunk in model]
         self._optimizer, self._state, self._record, self._config = optimizer, state, record, config_text
 
@@ -147,6 +158,7 @@ class Checkpointer:
 
         Parallel: all ranks.
         """
+        gather_weights(self._wrapped)
         root, name = Path(directory), f"iter_{train_state.iteration:07d}"
         partial = root / f".saving-{name}"
         if dist.get_rank() == 0:

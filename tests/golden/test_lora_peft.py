@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_longpo.conversion.export_hf import mcore_to_hf
-from megatron_longpo.conversion.record import AdapterRecord, ModelRecord, find_iteration
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.data.sampler import PreferenceStream
 from megatron_longpo.models.lora_targets import LINEARS
-from megatron_longpo.utils.errors import UserError
 from tests.support.layouts import Layout, read_dump, train_and_dump
 from tests.support.oracle import batch_metrics, load_hf, pair_terms
 from tests.support.scenario import BETA, ROTARY_BASE, Scenario, fill_reference, make_scenario
-from tests.support.weights import read_weights, same_bytes
 from tests.support.workers import Workers
 
 ROOT = Path(__file__).parents[2]

@@ -78,7 +78,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
     from megatron_longpo.parallel import state as parallel_state
     from megatron_longpo.training.batches import shares
-    from megatron_longpo.training.checkpoint import load_weights
+    from megatron_longpo.training.checkpoint import gather_weights, load_weights
     from megatron_longpo.training.data import open_data, packing_options
     from megatron_longpo.training.optimizer import Schedule, build_optimizer
     from megatron_longpo.training.pretrained import read_record
@@ -120,6 +120,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
                 dump(chunks, Path(folder) / "gradients", gradients=True)
             _, grad_norm, _ = optimizer.step()
             history.append({**metrics, "grad_norm": float(grad_norm)})
+        gather_weights(model)
         dump(chunks, Path(folder) / "weights", gradients=False)
         return {"metrics": history}
     finally:
