@@ -21,12 +21,13 @@ class _RMSNorm(torch.autograd.Function):
         return (precise * scale).mul_(weight).to(states.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (grad,) = grads
         states, weight, scale = ctx.saved_tensors
         normal = states.to(scale.dtype) * scale
         grad = grad.to(scale.dtype)
-        d_weight = (grad * normal).flatten(0, -2).sum(0).to(weight.dtype)
+        # frozen under LoRA
+        d_weight = (grad * normal).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         d_normal = grad * weight
         # the scale depends on the whole row: take the component along the row out
         d_states = d_normal.sub_(normal.mul_((d_normal * normal).mean(-1, keepdim=True))).mul_(scale)

@@ -62,6 +62,7 @@ def refusal(flags: str, world_size: int = 1) -> str:
         (f"{RUN} --overlap-param-gather --use-distributed-optimizer", 1, ["--overlap-grad-reduce"]),
         (f"{RUN} --use-distributed-optimizer --optimizer sgd", 1, ["--optimizer sgd", "adam or rmsprop"]),
         (f"{RUN} --nll-weight 0 --preference-weight 0", 1, ["nothing to learn"]),
+        (f"{RUN} --lora-rank 8 --random-init", 1, ["--lora-rank", "--random-init", "stored nowhere"]),
         (f"{RUN} --label-smoothing 0.5", 1, ["--label-smoothing is 0.5", "[0, 0.5)"]),
         (f"{RUN} --lr-warmup-fraction 1", 1, ["--lr-warmup-fraction is 1.0"]),
         (f"{RUN} --save-interval 2", 1, ["--save-interval 2", "--save DIRECTORY"]),
