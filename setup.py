@@ -50,6 +50,7 @@ EXTRAS["dev"] = [
     "mistral-common>=1.5",
     "mypy>=1.10",
     "nox>=2024.4",
+    "peft>=0.17",
     "pytest>=8",
     "pytest-timeout>=2.3",
     "ruff>=0.6",

@@ -58,6 +58,7 @@ def _row(info: FieldInfo) -> str:
     kind = {bool: "", int: "integer", float: "number", str: "text"}[info.kind]
     value = " or ".join(f"`{choice}`" for choice in info.choices) or kind
     default = ("off", "on")[info.default] if info.kind is bool else "" if info.default in (None, ()) else info.default
+    default = " ".join(default) if isinstance(default, tuple) else default
     meaning = info.doc.replace("``", "`").replace("|", "\\|")
     return f"| {flag} | {value}{', one or more' if info.many else ''} | {default} | {meaning} |"
 

@@ -77,8 +77,11 @@ def config_for(scenario: Scenario, layout: Layout = Layout(), **changes: Any) ->
     return dataclasses.replace(scenario.config(**settings), parallel=layout.parallel())
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, sp=True)], ids=str)
-@pytest.mark.parametrize("targets", [ALL, SOME], ids=["all", "some"])
+@pytest.mark.parametrize(
+    ("targets", "layout"),
+    [(ALL, Layout()), (ALL, Layout(tp=2, sp=True)), (SOME, Layout(tp=2))],
+    ids=["all", "all-tp2-sp", "some-tp2"],
+)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_gradients_are_those_of_peft_on_hugging_faces_model(
     family: str, targets: tuple[str, ...], layout: Layout, scenarios: dict[str, Scenario], workers: Workers, tmp_path: Path
