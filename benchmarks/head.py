@@ -26,11 +26,12 @@ def naive_head(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
 
 
 def our_head(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Log-probs as the model's last stage computes them."""
+    """Log-probs as the model's last stage computes them, of rows that count in the NLL: with weights known up to a factor."""
     from megatron_longpo.config.schema import TrainingConfig
     from megatron_longpo.models.linear_cross_entropy import VocabShard, linear_log_probs
 
-    return linear_log_probs(hidden, weight, labels, VocabShard(0, weight.size(0)), TrainingConfig().logit_chunk_size)
+    shard, known = VocabShard(0, weight.size(0)), torch.ones(labels.shape, dtype=torch.float64)
+    return linear_log_probs(hidden, weight, labels, shard, TrainingConfig().logit_chunk_size, known)
 
 
 HEADS = {"ours": our_head, "naive": naive_head}

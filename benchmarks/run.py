@@ -25,7 +25,7 @@ from benchmarks.jobs import ROOT, Bench, write_json
 from benchmarks.report import Result, console_table, page
 from megatron_longpo.utils.errors import run_command
 
-CONTESTS = ("step", "growth", "context_parallel", "head", "pipeline", "startup")
+CONTESTS = ("step", "growth", "context_parallel", "head", "pipeline")
 PACKAGES = ("torch", "megatron-core", "transformers", "trl")
 PAGE, NOTES = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "NOTES.md"
 
