@@ -19,6 +19,7 @@ LoraTarget = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2",
 ]  # fmt: skip
+RecomputeMethod = Literal["uniform", "block"]
 
 
 def choices(default: object, *values: str) -> object:
@@ -190,6 +191,11 @@ class OptimizerConfig:
     """SGD: momentum."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    optimizer_cpu_offload: bool = False
+    """Keep optimizer states in the host's memory and update there. Needs a GPU, Transformer Engine and
+    --use-distributed-optimizer."""
+    optimizer_offload_fraction: float = 1.0
+    """With --optimizer-cpu-offload: share of the states that is moved."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,9 +223,17 @@ class TrainingConfig:
     """Core attention. ``flash``, which ``auto`` is: planned blocks on the flash kernel that the machine has. ``te``: Transformer
     Engine's own, on a GPU, for runs without prefix sharing and context parallelism."""
     recompute_granularity: RecomputeGranularity | None = choices(None, "full", "selective")  # type: ignore[assignment]
-    """Recompute whole layers, or the core attention only, in the backward pass."""
+    """Keep less for the backward pass and compute it again there: whole layers, or their feed-forward halves only."""
+    recompute_method: RecomputeMethod = choices("uniform", "uniform", "block")  # type: ignore[assignment]
+    """With --recompute-granularity full: recompute every layer, in units of --recompute-num-layers, or only that many first
+    layers of each pipeline stage (with interleaving: of each model chunk)."""
     recompute_num_layers: int = 1
-    """With --recompute-granularity full: layers in one recomputed unit."""
+    """With --recompute-granularity full: layers in one recomputed unit (uniform), or layers that are recomputed (block)."""
+    recompute_attention: bool = True
+    """With --recompute-granularity full: attend again too. --no-recompute-attention keeps attention's output, as large as a
+    layer's input, so that what dominates long sequences is computed once."""
+    cpu_offloading_num_layers: int = 0
+    """Layers whose saved activations wait in the host's memory for the backward pass. Needs a GPU and Transformer Engine."""
     logit_chunk_size: int = 1024
     """Rows of logits that exist at once in the language-model head."""
     eval_interval: int | None = None

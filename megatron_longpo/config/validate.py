@@ -191,6 +191,19 @@ def optimizer_supported(config: RunConfig, world_size: int) -> Iterator[str]:
         )
 
 
+def offload_supported(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Megatron-Core moves Adam's sharded states, and activations of layers that are neither recomputed nor in a pipeline."""
+    optimizer, training = config.optimizer, config.training
+    if optimizer.optimizer_cpu_offload and not config.parallel.use_distributed_optimizer:
+        yield "--optimizer-cpu-offload needs --use-distributed-optimizer: otherwise the main weights stay on the GPU"
+    if optimizer.optimizer_offload_fraction > 1:
+        yield f"--optimizer-offload-fraction is {optimizer.optimizer_offload_fraction}; it is a share, at most 1"
+    if training.cpu_offloading_num_layers and training.recompute_granularity is not None:
+        yield "--cpu-offloading-num-layers and --recompute-granularity exclude each other; keep one of them"
+    if training.cpu_offloading_num_layers and config.parallel.pipeline_model_parallel_size > 1:
+        yield "--cpu-offloading-num-layers does not work with --pipeline-model-parallel-size above 1"
+
+
 def something_is_learnt(config: RunConfig, world_size: int) -> Iterator[str]:
     """Some term of the objective has a weight."""
     if config.objective.nll_weight == 0 and config.objective.preference_weight == 0:
@@ -223,6 +236,7 @@ RULES: tuple[Rule, ...] = (
     parallel_options_meaningful,
     attention_supported,
     optimizer_supported,
+    offload_supported,
     something_is_learnt,
     adapters_have_a_base,
     checkpoints_have_a_place,
@@ -238,7 +252,7 @@ SHARES: dict[str, tuple[float, float]] = {
 """Settings that lie in [low, high)."""
 NOT_NEGATIVE = frozenset(
     ("preference_weight", "nll_weight", "lr", "min_lr", "lr_warmup_iters", "weight_decay", "sgd_momentum", "clip_grad", "seed")
-)
+) | {"cpu_offloading_num_layers"}
 """Settings that may be 0."""
 POSITIVE = frozenset(info.name for info in all_fields() if info.kind in (int, float)) - NOT_NEGATIVE - SHARES.keys()
 """Sizes, intervals, counts, rates and bases: all numbers that are not listed above."""
@@ -259,6 +273,10 @@ def _ineffective(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "min_lr", "--lr-decay-style is constant"
     if config.training.recompute_granularity != "full":
         yield "recompute_num_layers", "it needs --recompute-granularity full"
+        yield "recompute_method", "it needs --recompute-granularity full"
+        yield "recompute_attention", "it needs --recompute-granularity full"
+    if not config.optimizer.optimizer_cpu_offload:
+        yield "optimizer_offload_fraction", "it needs --optimizer-cpu-offload"
     if config.training.eval_interval is None:
         yield "eval_iters", "no --eval-interval is given"
     if config.training.num_epochs is None:

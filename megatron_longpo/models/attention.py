@@ -29,6 +29,7 @@ class PackedAttention:
         chains: of the whole packed sequence.
         cos: rotary cosines of this rank's rows, ``[s/cp, d]`` fp32.
         sin: rotary sines, the same.
+        kept: where recomputed layers leave attention's output for their second run, by layer number; None to attend again.
         qkv_format: tells Megatron-Core that the layout stays ``[s, b, n, d]``.
     """
 
@@ -37,7 +38,16 @@ class PackedAttention:
     chains: tuple[Chain, ...]
     cos: Tensor
     sin: Tensor
+    kept: dict[int, list[Tensor]] | None = None
     qkv_format: str = "sbhd"
+
+    def memo(self, layer: int) -> list[Tensor] | None:
+        """`PlannedAttention`'s memo for a layer: in a first run without a graph a place to fill, in the second what it holds."""
+        if self.kept is None:
+            return None
+        if torch.is_grad_enabled():
+            return self.kept.pop(layer, None)
+        return self.kept.setdefault(layer, [])
 
 
 def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
@@ -94,8 +104,20 @@ class PlannedAttention(torch.autograd.Function):
         plans: Sequence[AttentionPlan],
         scale: float,
         exchange: ContextExchange,
+        memo: list[Tensor] | None = None,
     ) -> Tensor:
-        """Attend by the plans' blocks."""
+        """Attend by the plans' blocks. A filled ``memo`` holds output and log-sum-exp already; an empty one gets them."""
+        out, lse = memo or PlannedAttention._attend(query, key, value, plans, scale, exchange)
+        if memo == []:
+            memo += [out, lse]
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.plans, ctx.scale, ctx.exchange = plans, scale, exchange
+        return out.permute(2, 0, 1, 3)
+
+    @staticmethod
+    def _attend(
+        query: Tensor, key: Tensor, value: Tensor, plans: Sequence[AttentionPlan], scale: float, exchange: ContextExchange
+    ) -> tuple[Tensor, Tensor]:
         queries = _heads_first(query)
         merged = _Merged(queries)
 
@@ -109,13 +131,10 @@ class PlannedAttention(torch.autograd.Function):
                 merged.add(block.q_start, block.q_end, out, lse)
 
         exchange.forward(key, value, attend)
-        out = merged.out.to(query.dtype)
-        ctx.save_for_backward(query, key, value, out, merged.lse)
-        ctx.plans, ctx.scale, ctx.exchange = plans, scale, exchange
-        return out.permute(2, 0, 1, 3)
+        return merged.out.to(query.dtype), merged.lse
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key and value."""
         query, key, value, out, lse = ctx.saved_tensors
         grad, queries = _heads_first(grads[0]), _heads_first(query)
@@ -139,7 +158,7 @@ class PlannedAttention(torch.autograd.Function):
                 d_values[:, :, seen] += block_grads[2]
 
         d_key, d_value = ctx.exchange.backward(key, value, dtype, attend)
-        return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
+        return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), None, None, None, None
 
 
 class PackedCoreAttention(MegatronModule):
@@ -199,5 +218,6 @@ class PackedCoreAttention(MegatronModule):
         query, key = (rotate(states, packed.cos, packed.sin) for states in (query, key))
         value = value.contiguous()  # a view would keep the projection's whole output, queries and keys included
         query, key, value = (exchange.to_heads(states) for states in (query, key, value))
-        out = exchange.to_sequence(PlannedAttention.apply(query, key, value, packed.plans, self.scale, exchange))
+        memo = packed.memo(self.layer_number)
+        out = exchange.to_sequence(PlannedAttention.apply(query, key, value, packed.plans, self.scale, exchange, memo))
         return out.flatten(2)  # [s, b, n, d] -> [s, b, n*d]

@@ -40,6 +40,7 @@ class LogProbGPTModel(GPTModel):
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
+        keep_attention: bool,
     ) -> None:
         """Build the modules of one pipeline stage (and model chunk)."""
         super().__init__(
@@ -55,7 +56,7 @@ class LogProbGPTModel(GPTModel):
         )
         self.architecture = architecture
         self.logit_chunk_size = logit_chunk_size
-        self._exchange = exchange
+        self._exchange, self._keep_attention = exchange, keep_attention
         self.rotate_as(architecture)
 
     def rotate_as(self, architecture: ModelArchitecture) -> None:
@@ -68,7 +69,8 @@ class LogProbGPTModel(GPTModel):
         queries = exchange.query_runs(length)
         plans = tuple(build_plan(packed.chains, queries, keys) for keys in exchange.key_runs(length))
         cos, sin = rotary_tables(packed.position_ids, self._frequencies)
-        return PackedAttention(plans, exchange, packed.chains, cos, sin)
+        kept: dict[int, list[Tensor]] | None = {} if self._keep_attention and torch.is_grad_enabled() else None
+        return PackedAttention(plans, exchange, packed.chains, cos, sin, kept)
 
     def forward(self, packed: PackedInput) -> Tensor:  # type: ignore[override]
         """Run this stage.
@@ -121,6 +123,7 @@ def build_model(
             pre_process=stage == 0 and chunk == 0,
             post_process=stage == stages - 1 and chunk == chunks - 1,
             vp_stage=chunk if chunks > 1 else None,
+            keep_attention=not training.recompute_attention,
         ).to(cpu_backend.device(), dtype=torch.bfloat16 if training.bf16 else torch.float32)
         for chunk in range(chunks)
     ]

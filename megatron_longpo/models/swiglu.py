@@ -28,8 +28,10 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = states.chunk(2, dim=-1)
         d_states = torch.empty_like(states)
         d_gate, d_up = d_states.chunk(2, dim=-1)
-        torch.mul(grad, torch.nn.functional.silu(gate), out=d_up)
-        d_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+        # no buffer but the result: this is where a layer's backward needs most
+        torch.ops.aten.silu.out(gate, out=d_up).mul_(grad)
+        torch.mul(grad, up, out=d_gate)
+        torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
         return d_states
 
 

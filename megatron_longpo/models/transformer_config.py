@@ -82,9 +82,13 @@ def build_transformer_config(
         batch_p2p_comm=False,
         overlap_p2p_comm=parallel.num_layers_per_virtual_pipeline_stage is not None,
         recompute_granularity=training.recompute_granularity,
-        recompute_method="uniform" if full else None,
+        recompute_method=training.recompute_method if full else None,
         recompute_num_layers=training.recompute_num_layers if full else None,
-        recompute_modules=["core_attn"] if training.recompute_granularity == "selective" else None,
+        # core_attn would keep more than it saves: flash attention keeps its inputs and its output only. layernorm needs
+        # Transformer Engine, whose layers have no norm of their own
+        recompute_modules=["mlp"] if training.recompute_granularity == "selective" else None,
+        cpu_offloading=training.cpu_offloading_num_layers > 0,
+        cpu_offloading_num_layers=training.cpu_offloading_num_layers,
         use_cpu_initialization=not cpu_backend.has_cuda(),
         perform_initialization=True,
         masked_softmax_fusion=False,

@@ -39,6 +39,10 @@ def build_optimizer(config: RunConfig, model: Sequence[DistributedDataParallel])
         params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
         overlap_param_gather=config.parallel.overlap_param_gather,
+        optimizer_cpu_offload=ours.optimizer_cpu_offload,
+        optimizer_offload_fraction=ours.optimizer_offload_fraction if ours.optimizer_cpu_offload else 0.0,
+        # without it the distributed optimizer keeps fp32 weights on the GPU beside those that the update works on
+        use_precision_aware_optimizer=ours.optimizer_cpu_offload,
     )
     return get_megatron_optimizer(
         settings,

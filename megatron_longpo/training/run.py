@@ -27,6 +27,7 @@ from megatron_longpo.training.checkpoint import Checkpointer, TrainState, check_
 from megatron_longpo.training.data import RunData, open_data, total_train_samples
 from megatron_longpo.training.logs import RunLog
 from megatron_longpo.training.loop import Run, train
+from megatron_longpo.training.memory_options import check_offload, check_recompute
 from megatron_longpo.training.optimizer import Schedule, build_optimizer
 from megatron_longpo.training.pretrained import check_precision, read_record
 from megatron_longpo.training.reference import RunReference
@@ -48,6 +49,8 @@ def pretrain(config: RunConfig) -> TrainState:
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", 1)))
     check_precision(config.training)
+    check_recompute(config, architecture)
+    check_offload(config, architecture.num_layers)
     element = 2 if config.training.bf16 else 4
     parallel, reason = choose_exchange(config.parallel, architecture, config.data.seq_length, bytes_per_element=element)
     config = dataclasses.replace(config, parallel=parallel)
