@@ -33,6 +33,7 @@ setup:
 
 docs: setup
 	$(VENV_PYTHON) tools/render_config_docs.py
+	$(VENV_PYTHON) -m tools.render_memory_docs
 
 bench: setup
 	$(VENV_PYTHON) -m benchmarks.run

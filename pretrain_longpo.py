@@ -1,12 +1,17 @@
 """Train a language model with the LongPO objective. Run with ``torchrun`` (or plain ``python`` for one process)."""
 
-from megatron_longpo.config.cli import parse_args
+from megatron_longpo.config.cli import parse_run
 from megatron_longpo.utils.errors import run_command
 
 
 def main() -> None:
-    """Parse the command line and train."""
-    config = parse_args()
+    """Parse the command line and train, or say what the training would be."""
+    config, described = parse_run()
+    if described is not None:
+        from megatron_longpo.training.dry_run import describe_run
+
+        print(describe_run(config, described))
+        return
     from megatron_longpo.training.run import pretrain
 
     pretrain(config)

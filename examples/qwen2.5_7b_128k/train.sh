@@ -36,6 +36,7 @@ TRAINING_ARGS=(
     --global-batch-size 8
     --bf16
     --recompute-granularity full
+    --no-recompute-attention # most of the work at this length: its output is kept, see docs/memory.md
     --seed 42
 )
 OUTPUT_ARGS=(

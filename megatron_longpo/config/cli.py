@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from megatron_longpo.config.fields import FieldInfo, fields_by_name, group_classes, group_fields, group_name
+from megatron_longpo.config.fields import FieldInfo, fields_by_name, flag_of, group_classes, group_fields, group_name
 from megatron_longpo.config.presets import PRESETS
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.config.validate import EXCLUSIVE_GROUPS, find_ineffective_flags, validate_config
@@ -26,6 +26,39 @@ Group = TypeVar("Group")
 DESCRIPTION = """\
 Train a language model with the LongPO objective on preference pairs. Start it with plain python for one process, or with
 torchrun for several. A setting is taken from the last of these that gives it: default, --preset, --config, flag."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """A run that is described and not started.
+
+    Attributes:
+        num_devices: processes that it would have.
+        device_gib: memory of a device, or None where nothing is to be compared with it.
+    """
+
+    num_devices: int
+    device_gib: float | None = None
+
+
+def parse_run(argv: Sequence[str] | None = None) -> tuple[RunConfig, DryRun | None]:
+    """Read the configuration of a training run, and whether it is only to be described.
+
+    Raises:
+        UserError: as `parse_args`; or a flag of the description stands without ``--dry-run``.
+    """
+    namespace = build_parser().parse_args(argv)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if not namespace.dry_run:
+        for name in ("num_devices", "device_gib"):
+            if getattr(namespace, name) is not None:
+                raise UserError(f"{flag_of(name)} describes a run that is not started; it needs --dry-run")
+        return parse_args(argv, world_size=world_size), None
+    for name in ("num_devices", "device_gib"):
+        if (getattr(namespace, name) or 1) <= 0:
+            raise UserError(f"{flag_of(name)} is {getattr(namespace, name)}; it must be greater than 0")
+    described = DryRun(namespace.num_devices or world_size, namespace.device_gib)
+    return parse_args(argv, world_size=described.num_devices), described
 
 
 def parse_args(argv: Sequence[str] | None = None, *, world_size: int | None = None) -> RunConfig:
@@ -62,6 +95,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pretrain_longpo.py", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--preset", choices=sorted(PRESETS), help="Named set of values. The defaults are those of 'paper'.")
     parser.add_argument("--config", metavar="FILE.json", help="Configuration file, e.g. the config.json beside a checkpoint.")
+    describing = parser.add_argument_group("dry run")
+    describing.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Say what the run would do, and the memory and operations of its fullest rank; build no model, join no processes.",
+    )
+    describing.add_argument("--num-devices", type=int, metavar="N", help="Processes of the run. Default: torchrun's, or 1.")
+    describing.add_argument("--device-gib", type=float, metavar="X", help="Memory of a device, to tell whether the run fits.")
     for cls in group_classes().values():
         add_config_group(parser, cls)
     return parser

@@ -180,6 +180,8 @@ def attention_supported(config: RunConfig, world_size: int) -> Iterator[str]:
         yield "--attention-backend te needs --no-prefix-sharing: its masks know no shared prefix; flash does"
     if config.parallel.context_parallel_size > 1:
         yield "--attention-backend te works with --context-parallel-size 1 only; flash works with any"
+    if not config.training.recompute_attention:
+        yield "--attention-backend te keeps no output of its own for --no-recompute-attention; flash does"
 
 
 def optimizer_supported(config: RunConfig, world_size: int) -> Iterator[str]:

@@ -33,6 +33,14 @@ PACKING = {"no-sharing": {"prefix_sharing": False}, "two-pairs": {"micro_batch_s
 RECOMPUTE = {
     "full": {"recompute_granularity": "full", "recompute_num_layers": 1},
     "full-by-two": {"recompute_granularity": "full", "recompute_num_layers": 2},
+    "full-keep": {"recompute_granularity": "full", "recompute_attention": False},
+    "block": {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1},
+    "block-keep": {
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": 3,
+        "recompute_attention": False,
+    },
     "selective": {"recompute_granularity": "selective"},
 }
 SAME_STEP = [
@@ -42,8 +50,13 @@ SAME_STEP = [
     (Layout(tp=2, sp=True), "no-sharing", PACKING["no-sharing"]),
     (Layout(pp=2, vpp_layers=1), "no-sharing-two-pairs", PACKING["no-sharing"] | PACKING["two-pairs"]),
     *[(ONE, name, options) for name, options in RECOMPUTE.items()],
-    *[(layout, name, RECOMPUTE[name]) for layout in (Layout(tp=2, sp=True), Layout(pp=2)) for name in ("full", "selective")],
-    (Layout(cp=2), "selective", RECOMPUTE["selective"]),
+    *[
+        (layout, name, RECOMPUTE[name])
+        for layout in (Layout(tp=2, sp=True), Layout(pp=2))
+        for name in ("full", "full-keep", "block", "selective")
+    ],
+    *[(Layout(cp=2), name, RECOMPUTE[name]) for name in ("selective", "full-keep")],
+    (Layout(pp=2, vpp_layers=1), "full-keep", RECOMPUTE["full-keep"]),
     (ONE, "small-chunks", {"logit_chunk_size": 7}),
 ]
 
@@ -59,32 +72,45 @@ def test_the_same_step_in_another_way(
     assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
 
 
-def test_recomputation_calls_each_layer_again(llama: Scenario, workers: Workers, tmp_path: Path) -> None:
-    """The options above change something: without them a layer's attention runs once forward a micro-batch."""
+def test_recomputation_runs_again_what_it_says(llama: Scenario, workers: Workers, tmp_path: Path) -> None:
+    """The options above change something. Forward runs of (attention's blocks, gated units), in units of a whole forward."""
+    names = ("full", "full-keep", "block", "block-keep", "selective")
     runs = {
-        name: workers.run(1, count_attention_calls, config_for(llama, ONE, **options), str(tmp_path))[0]
-        for name, options in {"none": {}, "full": RECOMPUTE["full"], "selective": RECOMPUTE["selective"]}.items()
+        name: workers.run(1, count_forward_runs, config_for(llama, ONE, **options), str(tmp_path))[0]
+        for name, options in {"none": {}, **{name: RECOMPUTE[name] for name in names}}.items()
     }
-    layers, micro_batches = 4, 4
-    assert runs == {"none": layers * micro_batches, "full": 2 * layers * micro_batches, "selective": 2 * layers * micro_batches}
+    once = runs["none"]
+    assert {name: (found[0] / once[0], found[1] / once[1]) for name, found in runs.items()} == {
+        "none": (1, 1),
+        "full": (2, 2),
+        "full-keep": (1, 2),
+        "block": (1.25, 1.25),
+        "block-keep": (1, 1.75),
+        "selective": (1, 2),
+    }
 
 
-def count_attention_calls(config: RunConfig, folder: str) -> int:
-    """Core attention calls of one iteration (runs inside a worker)."""
-    from megatron_longpo.models.attention import PackedCoreAttention
+def count_forward_runs(config: RunConfig, folder: str) -> tuple[int, int]:
+    """Attention's blocks and gated units that one iteration computes forward (runs inside a worker)."""
+    from megatron_longpo.models import attention, swiglu
 
-    usual, calls = PackedCoreAttention.forward, []
+    counts = {"blocks": 0, "units": 0}
+    block, unit = attention.block_forward, swiglu.SwiGLU.forward
 
-    def counted(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        calls.append(1)
-        return usual(self, *arguments, **keywords)
+    def counted_block(*arguments: Any, **keywords: Any) -> Any:
+        counts["blocks"] += 1
+        return block(*arguments, **keywords)
 
-    PackedCoreAttention.forward = counted  # type: ignore[method-assign]
+    def counted_unit(self: Any, states: Any) -> Any:
+        counts["units"] += 1
+        return unit(self, states)
+
+    attention.block_forward, swiglu.SwiGLU.forward = counted_block, counted_unit  # type: ignore[method-assign]
     try:
         train_and_dump(config, folder, 1)
     finally:
-        PackedCoreAttention.forward = usual  # type: ignore[method-assign]
-    return len(calls)
+        attention.block_forward, swiglu.SwiGLU.forward = block, unit  # type: ignore[method-assign]
+    return counts["blocks"], counts["units"]
 
 
 @pytest.mark.parametrize(
@@ -305,6 +331,38 @@ def test_a_layout_that_cannot_work_is_refused_before_a_model_is_built(name: str,
     (line,) = command.output().strip().splitlines()
     assert line.startswith("error: ")
     assert reason in line
+
+
+def test_a_dry_run_tells_what_the_run_would_be_and_builds_nothing(llama: Scenario, nursery: Nursery, tmp_path: Path) -> None:
+    layout = (
+        "--tensor-model-parallel-size",
+        2,
+        "--sequence-parallel",
+        "--context-parallel-size",
+        2,
+        "--use-distributed-optimizer",
+    )
+    step = ("--optimizer", "adam", "--lr", 1e-3, "--save", tmp_path / "run", "--train-iters", 3, "--bf16")
+    described = ("--dry-run", "--num-devices", 8, "--device-gib", 1)
+    command = nursery.start(TRAIN, flags(llama, *step, *layout, *described), 1, without_models).succeed()
+    output = command.output()
+    assert "model: llama, 4 layers" in output
+    assert "5 pairs to train on, 0 held out" in output
+    assert "training: 3 iterations of 2 pairs" in output
+    assert "| 2+SP | 1  | 2 all_gather | 2 dist-opt | none" in output
+    assert "fits a device of 1 GiB" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(llama: Scenario, nursery: Nursery) -> None:
+    wrong = (("--tensor-model-parallel-size", 4), "key/value heads 2 is not a multiple"), (("--seq-length", 600), "has a side of")
+    for flag, reason in wrong:
+        command = nursery.start(
+            TRAIN, flags(llama, "--lr", 0.1, "--dry-run", "--num-devices", 4, "--global-batch-size", 4, *flag)
+        )
+        assert command.wait() == [1]
+        (line,) = command.output().strip().splitlines()
+        assert reason in line
 
 
 def test_a_pair_that_is_too_long_is_refused_and_never_cut(llama: Scenario, nursery: Nursery) -> None:

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longpo.config.cli import (
+    DryRun,
     add_config_group,
     build_parser,
     dump_config,
     load_config,
     merge_layers,
     parse_args,
+    parse_run,
     read_config_group,
 )
 from megatron_longpo.config.fields import FieldInfo, all_fields, fields_by_name, group_classes
@@ -88,6 +90,20 @@ def test_a_dumped_configuration_loads_back_equal(tmp_path_factory, data):
     )
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
+
+
+def test_a_dry_run_is_asked_for_by_its_flag_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    required = [*RUN, "--train-iters", "4"]
+    config, described = parse_run([*required, "--dry-run", "--num-devices", "8", "--context-parallel-size", "8"])
+    assert config.parallel.context_parallel_size == 8
+    assert described == DryRun(8)
+    assert parse_run(required)[1] is None
+    assert parse_run([*required, "--dry-run"])[1] == DryRun(1)
+    with pytest.raises(UserError, match="--num-devices describes a run that is not started; it needs --dry-run"):
+        parse_run([*required, "--num-devices", "8"])
+    with pytest.raises(UserError, match=r"--device-gib is -1\.0; it must be greater than 0"):
+        parse_run([*required, "--dry-run", "--device-gib", "-1"])
 
 
 def test_later_sources_win(tmp_path):

@@ -51,6 +51,7 @@ def refusal(flags: str, world_size: int = 1) -> str:
         (f"{RUN} --context-parallel-size 0", 1, ["--context-parallel-size is 0"]),
         (f"{RUN} --global-batch-size 6", 4, ["--global-batch-size 6", "1 x 4", "8"]),
         (f"{RUN} --global-batch-size 8 --micro-batch-size 3", 1, ["--global-batch-size 8", "3 x 1", "9"]),
+        (f"{RUN} --attention-backend te --no-prefix-sharing --no-recompute-attention", 1, ["--no-recompute-attention"]),
         (f"{RUN} --sequence-parallel", 1, ["--sequence-parallel", "--tensor-model-parallel-size"]),
         (f"{RUN} --num-layers-per-virtual-pipeline-stage 1", 1, ["--pipeline-model-parallel-size"]),
         (

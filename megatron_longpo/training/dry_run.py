@@ -1,0 +1,93 @@
+"""What a run would do and need, told from its configuration, checkpoint record and data. No model is built, no process joined."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron_longpo.config.cli import DryRun
+from megatron_longpo.config.context_layout import choose_exchange
+from megatron_longpo.config.layout import check_layout
+from megatron_longpo.config.schema import RunConfig
+from megatron_longpo.data.dataset import PreferenceDataset
+from megatron_longpo.estimation.flops import pair_flops
+from megatron_longpo.estimation.layouts import Machine, Plan, evaluate
+from megatron_longpo.estimation.report import GIB, gib, table
+from megatron_longpo.estimation.shape import PairShape
+from megatron_longpo.models.architecture import ModelArchitecture
+from megatron_longpo.models.transformer_config import apply_overrides
+from megatron_longpo.training.data import RunData, open_data, total_train_samples
+from megatron_longpo.training.memory_options import check_recompute
+from megatron_longpo.training.pretrained import read_record
+
+
+def describe_run(config: RunConfig, dry_run: DryRun) -> str:
+    """Describe a run in a few lines.
+
+    Args:
+        config: the whole configuration.
+        dry_run: number of devices, and their memory.
+
+    Raises:
+        UserError: where the run itself would refuse to start for its configuration, checkpoint, layout or data.
+    """
+    record = read_record(str(config.model.pretrained_checkpoint))
+    architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
+    check_layout(config.parallel, architecture, dry_run.num_devices)
+    check_recompute(config, architecture)
+    element = 2 if config.training.bf16 else 4
+    parallel, reason = choose_exchange(
+        config.parallel,
+        architecture,
+        config.data.seq_length,
+        bytes_per_element=element,
+        ranks_per_node=min(8, dry_run.num_devices),
+    )
+    config = dataclasses.replace(config, parallel=parallel)
+    data = open_data(config.data, config.training.seed, architecture)
+    shape = longest_pair(data, prefix_sharing=config.data.prefix_sharing)
+    plan = evaluate(architecture, config, shape, Machine(num_devices=dry_run.num_devices, device_bytes=0))
+    lines = [
+        *_essentials(config, architecture, data, shape),
+        f"context exchange: {parallel.cp_comm_type}, {reason}" if reason else "",
+        f"memory in GiB of the fullest rank (stage {plan.memory.stage}, in the {plan.memory.moment}), by arithmetic:",
+        table([plan]),
+        _verdict(plan, dry_run),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def longest_pair(data: RunData, *, prefix_sharing: bool) -> PairShape:
+    """The pair with the most rows."""
+    shapes = (_shape(dataset, index, prefix_sharing) for dataset in data.datasets for index in range(len(dataset)))
+    return max(shapes, key=lambda shape: shape.rows)
+
+
+def _shape(dataset: PreferenceDataset, index: int, prefix_sharing: bool) -> PairShape:
+    chosen, rejected = dataset.lengths(index)
+    prefix = dataset.shared_prefix_length(index)
+    # rows with sharing: the chosen side, the rejected tail and a copy; without: both sides
+    return PairShape(length=max(chosen, rejected), tail=min(chosen, rejected) - prefix, prefix_sharing=prefix_sharing)
+
+
+def _essentials(config: RunConfig, architecture: ModelArchitecture, data: RunData, shape: PairShape) -> list[str]:
+    objective, training, optimizer = config.objective, config.training, config.optimizer
+    iterations = total_train_samples(config, data) // training.global_batch_size
+    pairs, held_out = sum(len(indices) for indices in data.train_indices), len(data.validation)
+    flops = training.global_batch_size * pair_flops(architecture, shape)
+    return [
+        f"model: {architecture.family}, {architecture.num_layers} layers of {architecture.hidden_size}, RoPE base "
+        f"{architecture.rotary_base:g}, {'bf16' if training.bf16 else 'fp32'}, from {config.model.pretrained_checkpoint}",
+        f"objective: beta {objective.beta:g}, preference weight {objective.preference_weight:g}, NLL weight "
+        f"{objective.nll_weight:g} on {objective.nll_scope}; reference: {config.reference.reference}, "
+        f"{config.reference.reference_context} context",
+        f"optimizer: {optimizer.optimizer}, peak learning rate {optimizer.lr:g}, {optimizer.lr_decay_style}",
+        f"data: {pairs} pairs to train on, {held_out} held out; the longest has {shape.rows} rows",
+        f"training: {iterations} iterations of {training.global_batch_size} pairs, at most {flops / 1e12:.4g} TFLOP each",
+    ]
+
+
+def _verdict(plan: Plan, dry_run: DryRun) -> str:
+    if dry_run.device_gib is None:
+        return ""
+    fits = "fits" if plan.memory.peak <= dry_run.device_gib * GIB else "does not fit"
+    return f"{gib(plan.memory.peak)} GiB {fits} a device of {dry_run.device_gib:g} GiB (driver and NCCL want some too)"
