@@ -85,6 +85,7 @@ class _LinearLogProbs(torch.autograd.Function):
                     logits = (states @ words.t()).to(dtype)
                     log_probs[rows], d_logits = _weighted(logits, labels[rows], known[rows], shard)
                     ctx.gradients.add(rows, states, words, d_logits)
+                    del logits, d_logits  # or they would stand beside the next chunk's
                 ctx.at_once, kept = at_once, (~at_once).nonzero().squeeze(1)
         states, labels = hidden[kept], labels[kept]
         lse, target = _normalisers(states, words, labels, shard, chunk_size, dtype)
@@ -115,6 +116,7 @@ class _LinearLogProbs(torch.autograd.Function):
             column, held = _local_column(labels[rows], shard)
             d_logits.scatter_add_(1, column[:, None], (scale * held)[:, None])
             gradients.add(rows if isinstance(kept, slice) else kept[rows], part, words, d_logits)
+            del d_logits
         return gradients.hidden, None if gradients.weight is None else gradients.weight.to(weight.dtype), None, None, None, None
 
 
