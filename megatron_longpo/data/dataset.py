@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_longpo.data.indexed import IndexedPairs
-from megatron_longpo.data.layout import unpack_pair
+from megatron_longpo.data.layout import read_header, unpack_pair
 from megatron_longpo.data.manifest import read_manifest, record_file
 from megatron_longpo.data.pair import PreferencePair
 from megatron_longpo.utils.errors import UserError
@@ -28,7 +28,7 @@ class PreferenceDataset:
         self.prefix = prefix
         self.manifest = read_manifest(prefix)
         self._pairs = IndexedPairs(prefix)
-        if not len(self._pairs) == self.manifest.num_pairs == len(self.manifest.document_ids):
+        if len(self._pairs) != self.manifest.num_pairs:
             raise UserError(
                 f"{prefix}.idx: has {len(self._pairs)} pairs, the manifest {self.manifest.num_pairs}; make the dataset anew"
             )
@@ -46,13 +46,21 @@ class PreferenceDataset:
         """
         self._check_index(index)
         try:
-            return unpack_pair(self.document_id(index), self._pairs.sequences(index))
+            return unpack_pair(self._pairs.sequences(index))
         except ValueError as error:
-            raise UserError(f"{self.prefix}.bin: pair {index}: {error}; make the dataset anew") from None
+            raise self._broken(index, error) from None
 
     def document_id(self, index: int) -> str:
-        """The record's id of pair ``index``."""
-        return self.manifest.document_ids[index]
+        """The record's id of pair ``index``.
+
+        Raises:
+            UserError: what is stored there is no pair.
+        """
+        self._check_index(index)
+        try:
+            return read_header(self._pairs.sequence(index, 0))[3]
+        except ValueError as error:
+            raise self._broken(index, error) from None
 
     def lengths(self, index: int) -> tuple[int, int]:
         """Tokens of the chosen and the rejected long side of pair ``index``, without reading them."""
@@ -77,6 +85,9 @@ class PreferenceDataset:
             if record_file(Path(f"{self.prefix}.{suffix}")).sha256 != expected.sha256:
                 problems.append(f"{self.prefix}.{suffix}: its content is not what its manifest recorded")
         return problems
+
+    def _broken(self, index: int, error: ValueError) -> UserError:
+        return UserError(f"{self.prefix}.bin: pair {index}: {error}; make the dataset anew")
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self):

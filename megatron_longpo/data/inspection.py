@@ -29,27 +29,29 @@ def find_problems(dataset: PreferenceDataset, tokenizer: ChatTokenizer | None) -
     yield from dataset.verify_hashes()
     if data_hash(manifest.files) != manifest.data_hash:
         yield "manifest: data_hash is not that of the files' hashes"
-    if len(set(manifest.document_ids)) != len(manifest.document_ids):
-        yield "manifest: a document id occurs twice"
     if manifest.num_records != manifest.num_pairs + sum(manifest.drops.values()):
         yield f"manifest: {manifest.num_records} records are not {manifest.num_pairs} pairs plus the drops"
     if tokenizer is not None:
         yield from _compare_tokenizer(dataset, tokenizer)
-    num_turns = 0
+    turns, ids = [0], set()
     for index in range(len(dataset)):
-        where = f"pair {index} ({dataset.document_id(index)!r})"
         try:
             pair = dataset[index]
         except UserError as error:
             yield str(error)
             continue
-        num_turns += pair.num_turns
+        where = f"pair {index} ({pair.document_id!r})"
+        if pair.document_id in ids:
+            yield f"{where}: its document id occurs twice"
+        ids.add(pair.document_id)
+        turns.append(pair.num_turns)
         problems = [*check_pair(pair), *_check_against_manifest(dataset, index, pair)]
         if tokenizer is not None and not problems:
             problems = list(_check_answers(pair, tokenizer))
         yield from (f"{where}: {problem}" for problem in problems)
-    if num_turns != manifest.num_turns:
-        yield f"manifest: {manifest.num_turns} turns, the pairs have {num_turns}"
+    if (sum(turns), max(turns)) != (manifest.num_turns, manifest.max_turns):
+        recorded = f"{manifest.num_turns} turns, at most {manifest.max_turns}"
+        yield f"manifest: {recorded} in a pair; the pairs have {sum(turns)}, at most {max(turns)}"
 
 
 def _compare_tokenizer(dataset: PreferenceDataset, tokenizer: ChatTokenizer) -> Iterator[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_longpo.data.pair import PreferencePair, Side, Span
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FIXED_FIELDS = 4
 """Format version, number of turns, length of the shared prefix, number of content spans."""
 
@@ -36,14 +36,32 @@ def pack_pair(pair: PreferencePair) -> list[np.ndarray]:
         [side.answer_spans[0] for side in pair.short_rejected],
     )
     bounds = [bound for group in groups for span in group for bound in span]
-    header = [FORMAT_VERSION, pair.num_turns, prefix, len(pair.content_spans), *bounds]
+    name = pair.document_id.encode("utf-8")
+    header = [FORMAT_VERSION, pair.num_turns, prefix, len(pair.content_spans), *bounds, *name]
     sequences = [np.array(header), pair.chosen.input_ids, pair.rejected.input_ids[prefix:]]
     for chosen, rejected in zip(pair.short_chosen, pair.short_rejected, strict=True):
         sequences += [chosen.input_ids, rejected.input_ids]
     return [np.ascontiguousarray(sequence, dtype=np.int32) for sequence in sequences]
 
 
-def unpack_pair(document_id: str, sequences: Sequence[np.ndarray]) -> PreferencePair:
+def read_header(header: np.ndarray) -> tuple[tuple[int, ...], int, list[Span], str]:
+    """What a header says: number of spans of each group, shared prefix, spans, and the document's id.
+
+    Raises:
+        ValueError: it is of another version, or contradicts itself.
+    """
+    if len(header) <= FIXED_FIELDS or header[0] != FORMAT_VERSION:
+        raise ValueError(f"the pair has format version {header[0]}, this program reads {FORMAT_VERSION}")
+    num_turns, prefix, num_content = (int(value) for value in header[1:FIXED_FIELDS])
+    counts = (num_turns, num_turns, num_content, num_turns, num_turns)
+    end = FIXED_FIELDS + 2 * sum(counts)
+    if num_turns < 1 or num_content < 0 or len(header) <= end:
+        raise ValueError("the pair's header contradicts itself")
+    spans = [(int(start), int(stop)) for start, stop in header[FIXED_FIELDS:end].reshape(-1, 2)]
+    return counts, prefix, spans, bytes(header[end:].tolist()).decode("utf-8")
+
+
+def unpack_pair(sequences: Sequence[np.ndarray]) -> PreferencePair:
     """The pair of some sequences.
 
     Raises:
@@ -51,15 +69,11 @@ def unpack_pair(document_id: str, sequences: Sequence[np.ndarray]) -> Preference
     """
     header, chosen, rejected_tail = sequences[:3]
     short = sequences[3:]
-    version, num_turns, prefix, num_content = (int(value) for value in header[:FIXED_FIELDS])
-    if version != FORMAT_VERSION:
-        raise ValueError(f"the pair has format version {version}, this program reads {FORMAT_VERSION}")
-    counts = (num_turns, num_turns, num_content, num_turns, num_turns)
-    if num_turns < 1 or len(header) != FIXED_FIELDS + 2 * sum(counts) or len(short) != 2 * num_turns:
+    counts, prefix, bounds, document_id = read_header(header)
+    if len(short) != 2 * counts[0]:
         raise ValueError("the pair's header does not fit its sequences")
     if not 0 <= prefix <= len(chosen):
         raise ValueError(f"the shared prefix of {prefix} tokens is longer than the chosen side")
-    bounds = [(int(start), int(end)) for start, end in np.asarray(header[FIXED_FIELDS:]).reshape(-1, 2)]
     groups: list[tuple[Span, ...]] = []
     for count in counts:
         groups.append(tuple(bounds[:count]))

@@ -1,4 +1,4 @@
-"""``PREFIX.json``: what a tokenised dataset is, and the proof that its files are whole."""
+"""``PREFIX.json``: what a tokenised dataset is, and the proof that its files are whole. Its size does not grow with the pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_longpo.utils.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUFFIXES = ("bin", "idx")
 
 
@@ -53,13 +53,13 @@ class Manifest:
         num_records: records read; ``num_pairs`` plus all drops.
         num_pairs: pairs in the dataset.
         num_turns: turns of all pairs together.
+        max_turns: turns of the longest pair.
         max_token_id: the largest id anywhere in it.
         seq_length: the limit on long sides that was applied.
         short_seq_length: the limit on short sides that was applied, or None.
         drops: number of records dropped, by reason.
         lengths: for chosen, rejected, shared_prefix, short_chosen, short_rejected and answer: count, minimum, mean and
             maximum, in tokens.
-        document_ids: of the pairs, in their order.
         tokenizer: what made the ids.
         job: inputs by name and SHA-256, and options: equal jobs give equal datasets.
         files: ``bin`` and ``idx``.
@@ -69,12 +69,12 @@ class Manifest:
     num_records: int
     num_pairs: int
     num_turns: int
+    max_turns: int
     max_token_id: int
     seq_length: int
     short_seq_length: int | None
     drops: dict[str, int]
     lengths: dict[str, dict[str, float]]
-    document_ids: tuple[str, ...]
     tokenizer: TokenizerRecord
     job: dict[str, Any]
     files: dict[str, FileRecord]
@@ -119,7 +119,6 @@ def read_manifest(prefix: str) -> Manifest:
     if version != SCHEMA_VERSION:
         raise UserError(f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; make the dataset anew")
     try:
-        fields["document_ids"] = tuple(fields["document_ids"])
         fields["tokenizer"] = TokenizerRecord(**fields["tokenizer"])
         fields["files"] = {suffix: FileRecord(**fields["files"][suffix]) for suffix in SUFFIXES}
         manifest = Manifest(**fields)

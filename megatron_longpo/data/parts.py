@@ -43,21 +43,19 @@ class Part:
         tokens: int32: all sequences of all pairs, end to end.
         sequence_lengths: int32: the length of each sequence.
         num_sequences: int32 ``[pairs]``: how many sequences each pair has.
-        document_ids: of the pairs.
         drops: number of records dropped, by reason.
     """
 
     tokens: np.ndarray
     sequence_lengths: np.ndarray
     num_sequences: np.ndarray
-    document_ids: tuple[str, ...]
     drops: dict[str, int]
 
-    def documents(self) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """Each pair's id and sequences."""
+    def documents(self) -> Iterator[list[np.ndarray]]:
+        """Each pair's sequences."""
         sequences = iter(np.split(self.tokens, np.cumsum(self.sequence_lengths)[:-1]))
-        for document_id, count in zip(self.document_ids, self.num_sequences, strict=True):
-            yield document_id, [next(sequences) for _ in range(count)]
+        for count in self.num_sequences:
+            yield [next(sequences) for _ in range(count)]
 
 
 def run_units(units: Sequence[Unit], folder: Path, spec: TokenizerSpec | None, limits: LengthLimits, workers: int) -> None:
@@ -125,7 +123,6 @@ def _make_part(unit: Unit, path: Path, tokenizer: ChatTokenizer | None, limits: 
     """Write a unit's part, whole or not at all; returns the unit's bytes."""
     sequences: list[np.ndarray] = []
     counts: list[int] = []
-    ids: list[str] = []
     drops: collections.Counter[str] = collections.Counter()
     for result in unit.pairs(tokenizer, limits):
         if isinstance(result, DropReason):
@@ -134,7 +131,6 @@ def _make_part(unit: Unit, path: Path, tokenizer: ChatTokenizer | None, limits: 
         packed = pack_pair(result)
         sequences += packed
         counts.append(len(packed))
-        ids.append(result.document_id)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as stream:
         np.savez(
@@ -142,7 +138,7 @@ def _make_part(unit: Unit, path: Path, tokenizer: ChatTokenizer | None, limits: 
             tokens=np.concatenate(sequences) if sequences else np.zeros(0, np.int32),
             sequence_lengths=np.array([len(sequence) for sequence in sequences], np.int32),
             num_sequences=np.array(counts, np.int32),
-            notes=np.array(json.dumps({"document_ids": ids, "drops": drops})),
+            drops=np.array(json.dumps(drops)),
         )
         stream.flush()
         os.fsync(stream.fileno())
@@ -158,11 +154,4 @@ def part_path(folder: Path, index: int) -> Path:
 def read_part(path: Path) -> Part:
     """Read a part."""
     with np.load(path, allow_pickle=False) as arrays:
-        notes = json.loads(str(arrays["notes"]))
-        return Part(
-            arrays["tokens"],
-            arrays["sequence_lengths"],
-            arrays["num_sequences"],
-            tuple(notes["document_ids"]),
-            notes["drops"],
-        )
+        return Part(arrays["tokens"], arrays["sequence_lengths"], arrays["num_sequences"], json.loads(str(arrays["drops"])))

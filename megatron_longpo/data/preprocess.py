@@ -169,13 +169,12 @@ class _Tally:
     def __init__(self) -> None:
         self.lengths = _Lengths()
         self.drops: collections.Counter[str] = collections.Counter()
-        self.document_ids: list[str] = []
-        self.num_turns = 0
+        self.num_turns = self.max_turns = 0
         self.max_token_id = 0
 
     def add(self, pair: PreferencePair) -> None:
-        self.document_ids.append(pair.document_id)
         self.num_turns += pair.num_turns
+        self.max_turns = max(self.max_turns, pair.num_turns)
         prefix = layout.shared_prefix_length(pair.chosen.input_ids, pair.rejected.input_ids)
         self.lengths.add("shared_prefix", prefix)
         sides = {
@@ -199,15 +198,15 @@ def _merge(options: PreprocessOptions, folder: Path, num_parts: int, tokenizer: 
     for index in range(num_parts):
         part = read_part(part_path(folder, index))
         tally.drops.update(part.drops)
-        num_pairs += len(part.document_ids)
+        num_pairs += len(part.num_sequences)
     if num_pairs == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in tally.drops.most_common())
         raise UserError(f"{', '.join(options.inputs)}: no pair is left ({reasons or 'there are no records'})")
 
     def pairs() -> Iterator[list[np.ndarray]]:
         for index in tqdm(range(num_parts), desc="merging", unit="part", disable=None):
-            for document_id, sequences in read_part(part_path(folder, index)).documents():
-                tally.add(layout.unpack_pair(document_id, sequences))
+            for sequences in read_part(part_path(folder, index)).documents():
+                tally.add(layout.unpack_pair(sequences))
                 yield sequences
 
     files = write_indexed(options.output_prefix, pairs())
@@ -215,12 +214,12 @@ def _merge(options: PreprocessOptions, folder: Path, num_parts: int, tokenizer: 
         num_records=num_pairs + tally.drops.total(),
         num_pairs=num_pairs,
         num_turns=tally.num_turns,
+        max_turns=tally.max_turns,
         max_token_id=tally.max_token_id,
         seq_length=options.seq_length,
         short_seq_length=options.short_seq_length,
         drops=dict(sorted(tally.drops.items())),
         lengths=tally.lengths.summary(),
-        document_ids=tuple(tally.document_ids),
         tokenizer=tokenizer,
         job=job,
         files=files,

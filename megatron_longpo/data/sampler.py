@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_longpo.data.shuffle import permutation
+from megatron_longpo.data.shuffle import Shuffle, shuffled
 from megatron_longpo.utils.errors import UserError
 
 SHUFFLE_STREAM = 1
@@ -55,7 +55,7 @@ class PreferenceStream:
         fractions = [Fraction(str(weight)) for weight in self.weights]
         scale = math.lcm(*(fraction.denominator for fraction in fractions))
         self._shares = [int(fraction * scale) for fraction in fractions]
-        self._order_of: dict[int, tuple[int, np.ndarray]] = {}
+        self._order_of: dict[int, tuple[int, Shuffle | np.ndarray]] = {}
 
     def entry(self, index: int) -> Entry:
         """Dataset and sample of entry ``index``."""
@@ -84,10 +84,10 @@ class PreferenceStream:
         """The dataset whose next draw comes first."""
         return min(range(len(draws)), key=lambda k: (Fraction(2 * draws[k] + 1, self._shares[k]), k))
 
-    def _order(self, dataset: int, epoch: int) -> np.ndarray:
+    def _order(self, dataset: int, epoch: int) -> Shuffle | np.ndarray:
         """The shuffle of a dataset's epoch; the latest one of each dataset is kept."""
         if dataset not in self._order_of or self._order_of[dataset][0] != epoch:
-            order = permutation(self.sizes[dataset], (SHUFFLE_STREAM, self.seed, dataset, epoch))
+            order = shuffled(self.sizes[dataset], (SHUFFLE_STREAM, self.seed, dataset, epoch))
             self._order_of[dataset] = (epoch, order)
         return self._order_of[dataset][1]
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.mapped_arrays import map_arrays, read_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,8 @@ class ReferenceCache:
 
     def missing(self) -> list[int]:
         """Indices of pairs that are not computed yet."""
-        return [index for index in range(len(self)) if np.isnan(self.pair_logps(index)).any()]
+        turns = np.flatnonzero(np.isnan(self._logps).any(axis=1))
+        return np.unique(np.searchsorted(self.offsets, turns, side="right") - 1).tolist()
 
     def save(self, path: Path) -> None:
         """Write atomically."""
@@ -105,18 +110,12 @@ class ReferenceCache:
         Raises:
             UserError: if the file is not a reference cache.
         """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                values: dict[str, Any] = json.loads(str(arrays["fingerprint"]))
-                return cls(ReferenceFingerprint(**values), arrays["offsets"], arrays["logps"], arrays["tokens"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{path}: not a reference cache ({error}); run tools/precompute_reference_logprobs.py again"
-            ) from error
+        with _told_as_no_cache(path), np.load(path, allow_pickle=False) as arrays:
+            return cls(_read_fingerprint(arrays), arrays["offsets"], arrays["logps"], arrays["tokens"])
 
     @classmethod
     def load(cls, prefix: str, expected: ReferenceFingerprint) -> ReferenceCache:
-        """Load the complete cache of a dataset for training.
+        """Map the complete cache of a dataset for training; it takes no memory until a pair is asked for.
 
         Raises:
             UserError: if it is absent, was computed from something else (naming what), is incomplete or is not finite.
@@ -125,7 +124,10 @@ class ReferenceCache:
         cure = "run tools/precompute_reference_logprobs.py with this reference and dataset"
         if not path.exists():
             raise UserError(f"{path}: no reference log-probs for this dataset; {cure}, or train with --reference live")
-        cache = cls.read(path)
+        with _told_as_no_cache(path):
+            with np.load(path, allow_pickle=False) as arrays:
+                cache = cls(_read_fingerprint(arrays), *map_arrays(path, ("offsets", "logps", "tokens")))
+            is_finite = all(np.isfinite(block).all() for block in read_blocks(path, "logps"))
         different = cache.fingerprint.differences(expected)
         if different:
             parts = "; ".join(
@@ -133,12 +135,25 @@ class ReferenceCache:
                 for name in different
             )
             raise UserError(f"{path}: computed from another {' and '.join(different)} ({parts}); {cure} and --overwrite")
+        if is_finite:
+            return cache
         if cache.missing():
             raise UserError(f"{path}: incomplete, {len(cache.missing())} of {len(cache)} pairs are missing; {cure}")
-        if not np.isfinite(cache._logps).all():
-            bad = next(i for i in range(len(cache)) if not np.isfinite(cache.pair_logps(i)).all())
-            raise UserError(f"{path}: log-probs of pair {bad} are not finite; {cure} and --overwrite")
-        return cache
+        bad = next(i for i in range(len(cache)) if not np.isfinite(cache.pair_logps(i)).all())
+        raise UserError(f"{path}: log-probs of pair {bad} are not finite; {cure} and --overwrite")
+
+
+def _read_fingerprint(arrays: Any) -> ReferenceFingerprint:
+    return ReferenceFingerprint(**json.loads(str(arrays["fingerprint"])))
+
+
+@contextlib.contextmanager
+def _told_as_no_cache(path: Path) -> Iterator[None]:
+    """Tell what reading a file that is no cache raises as the user's error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, EOFError, struct.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a reference cache ({error}); run tools/precompute_reference_logprobs.py again") from error
 
 
 class CachedReference:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from megatron_longpo.config.schema import DataConfig, RunConfig
 from megatron_longpo.config.validate import parse_number
 from megatron_longpo.data.dataset import PreferenceDataset
@@ -33,13 +31,13 @@ class RunData:
 
     datasets: tuple[PreferenceDataset, ...]
     stream: PreferenceStream
-    train_indices: tuple[np.ndarray, ...]
+    train_indices: tuple[Sequence[int], ...]
     validation: tuple[SampleId, ...]
     max_turns: int
 
     def samples(self, entries: Sequence[Entry]) -> tuple[SampleId, ...]:
         """Entries of the stream as samples of the datasets."""
-        return tuple((dataset, int(self.train_indices[dataset][position])) for dataset, position in entries)
+        return tuple((dataset, self.train_indices[dataset][position]) for dataset, position in entries)
 
 
 def parse_data_path(values: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
@@ -65,7 +63,7 @@ def open_data(config: DataConfig, seed: int, architecture: ModelArchitecture) ->
         PreferenceStream([len(train) for train, _ in splits], weights, seed),
         tuple(train for train, _ in splits),
         tuple((number, int(index)) for number, (_, held_out) in enumerate(splits) for index in held_out),
-        max(dataset.num_turns(index) for dataset in datasets for index in range(len(dataset))),
+        max(dataset.manifest.max_turns for dataset in datasets),
     )
 
 

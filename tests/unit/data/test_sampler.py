@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longpo.data.sampler import PreferenceBatchSampler, PreferenceStream, total_samples
-from megatron_longpo.data.shuffle import permutation
+from megatron_longpo.data.shuffle import LARGEST_TABLE, Shuffle, permutation, shuffled
 from megatron_longpo.data.split import parse_split, split_indices
 from megatron_longpo.utils.errors import UserError
 
@@ -103,6 +103,33 @@ def test_the_order_does_not_change_between_versions():
         (1, 1),
         (0, 0),
     ]
+
+    large = shuffled(10**6, (1, 42, 0, 0))
+    assert [large[index] for index in range(4)] == [359316, 204867, 639823, 802709]
+
+
+@given(st.integers(1, 300), st.integers(0, 2**40))
+def test_a_computed_order_is_a_permutation(size, seed):
+    order = Shuffle(size, (1, seed))
+    assert sorted(order) == list(range(size))
+    assert len(order) == size
+
+
+def test_a_computed_order_is_as_random_as_a_shuffle():
+    """No entry stays near its place, neighbours do not stay together, and another key gives another order."""
+    size = 50_000
+    order = np.array(list(Shuffle(size, (1, 7))))
+    rank_correlation = np.corrcoef(order, np.arange(size))[0, 1]
+    assert abs(rank_correlation) < 5 / size**0.5
+    assert np.abs(np.diff(order)).mean() == pytest.approx(size / 3, rel=0.02)
+    assert (order == np.arange(size)).sum() < 8
+    assert (order == np.array(list(Shuffle(size, (1, 8))))).sum() < 8
+
+
+def test_a_large_order_is_computed_and_a_small_one_is_held():
+    assert isinstance(shuffled(LARGEST_TABLE, (1,)), np.ndarray)
+    large = shuffled(LARGEST_TABLE + 1, (1,))
+    assert sorted(large) == list(range(LARGEST_TABLE + 1))
 
 
 def sampler(stream, batch, micro=1, rank=0, size=1, consumed=0, total=240):
@@ -240,6 +267,15 @@ def test_a_split_is_disjoint_complete_and_stable(number, split, seed):
 
 def test_another_seed_splits_otherwise():
     assert not np.array_equal(split_indices(100, "50,50", 1)[0], split_indices(100, "50,50", 2)[0])
+
+
+def test_the_training_split_does_not_change_between_versions():
+    train, validation = split_indices(12, "3,1", 42)
+    assert (list(train), validation.tolist()) == ([0, 2, 3, 5, 6, 7, 8, 9, 11], [1, 4, 10])
+    assert train[0] == next(iter(train)) == 0
+    for outside in (-1, len(train)):
+        with pytest.raises(IndexError):
+            train[outside]
 
 
 @pytest.mark.parametrize("split", ["", "1", "a,b", "0,1", "-1,2", "98,1,1", "nan,1"])

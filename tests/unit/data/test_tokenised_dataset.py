@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longpo.data.dataset import PreferenceDataset
+from megatron_longpo.data.indexed import write_indexed
 from megatron_longpo.data.inspection import find_problems
 from megatron_longpo.data.layout import check_pair, pack_pair, shared_prefix_length, unpack_pair
+from megatron_longpo.data.manifest import data_hash, write_manifest
 from megatron_longpo.data.pair import PreferencePair, Side
 from megatron_longpo.data.record import parse_record
 from megatron_longpo.data.tokenize_pair import LengthLimits, tokenize_record
@@ -65,14 +67,15 @@ def pairs(draw):
     start = draw(st.lists(st.integers(0, 3), max_size=10))
     short = [tuple(draw(sides(1)) for _ in range(turns)) for _ in range(2)]
     content = draw(sides(draw(st.integers(0, 4))))
-    return PreferencePair("d", draw(sides(turns, start)), draw(sides(turns, start)), content.answer_spans, *short)
+    name = draw(st.text("aé文", min_size=1))
+    return PreferencePair(name, draw(sides(turns, start)), draw(sides(turns, start)), content.answer_spans, *short)
 
 
 @settings(deadline=None, max_examples=30)
 @given(pairs())
 def test_a_pair_survives_its_sequences(pair):
     sequences = pack_pair(pair)
-    assert equal(unpack_pair("d", sequences), pair)
+    assert equal(unpack_pair(sequences), pair)
     assert all(sequence.dtype == np.int32 and len(sequence) for sequence in sequences)
 
 
@@ -95,7 +98,7 @@ def test_the_layout_on_disk_is_what_the_format_document_says(tmp_path):
         (Side(np.array([5, 6, 1], np.int32), ((1, 3),)),),
     )
     sequences = [sequence.tolist() for sequence in pack_pair(pair)]
-    assert sequences == [[1, 1, 2, 2, 2, 4, 2, 3, 0, 1, 2, 4, 1, 2, 1, 3], [5, 6, 7, 8, 9], [1, 2], [5, 8], [5, 6, 1]]
+    assert sequences == [[2, 1, 2, 2, 2, 4, 2, 3, 0, 1, 2, 4, 1, 2, 1, 3, 100], [5, 6, 7, 8, 9], [1, 2], [5, 8], [5, 6, 1]]
 
 
 def test_megatrons_own_reader_reads_it(original):
@@ -107,7 +110,7 @@ def test_megatrons_own_reader_reads_it(original):
         first, last = stock.document_indices[index : index + 2]
         sequences = [stock[i] for i in range(first, last)]
         assert len(sequences) == 3 + 2 * 3
-        assert equal(unpack_pair(original.document_id(index), sequences), original[index])
+        assert equal(unpack_pair(sequences), original[index])
 
 
 def test_what_is_read_is_what_tokenising_gives(original, tokenizer):
@@ -159,7 +162,7 @@ def test_a_dataset_with_a_file_of_another_size_is_refused(prefix, suffix, change
         PreferenceDataset(prefix)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}', "nonsense"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 99}', "nonsense"])
 def test_a_file_that_is_no_manifest_is_refused(prefix, content):
     Path(f"{prefix}.json").write_text(content)
     with pytest.raises(UserError, match=r"pairs\.json: .*make the dataset anew"):
@@ -200,11 +203,10 @@ def rewrite(prefix, **changes):
 
 
 def test_a_manifest_that_does_not_fit_is_found(prefix, original, tokenizer):
-    ids = original.manifest.document_ids
     for changes, problem in (
-        ({"document_ids": [ids[0], ids[0], *ids[2:]]}, "a document id occurs twice"),
         ({"num_records": 9}, "9 records are not 4 pairs plus the drops"),
-        ({"num_turns": 11}, "11 turns, the pairs have 12"),
+        ({"num_turns": 11}, "11 turns, at most 3 in a pair; the pairs have 12, at most 3"),
+        ({"max_turns": 2}, "12 turns, at most 2 in a pair; the pairs have 12, at most 3"),
         ({"data_hash": "0"}, "data_hash is not that"),
         ({"seq_length": 200}, "the limit was 200"),
         ({"short_seq_length": 20}, "longer than the limit of 20"),
@@ -214,6 +216,14 @@ def test_a_manifest_that_does_not_fit_is_found(prefix, original, tokenizer):
         before = Path(f"{prefix}.json").read_bytes()
         assert any(problem in found for found in find_problems(rewrite(prefix, **changes), tokenizer)), changes
         Path(f"{prefix}.json").write_bytes(before)
+
+
+def test_a_document_id_that_occurs_twice_is_found(original, tmp_path):
+    sequences = [pack_pair(original[index]) for index in (0, 1, 0, 3)]
+    files = write_indexed(str(tmp_path / "pairs"), sequences)
+    write_manifest(str(tmp_path / "pairs"), dataclasses.replace(original.manifest, files=files, data_hash=data_hash(files)))
+    found = list(find_problems(PreferenceDataset(str(tmp_path / "pairs")), None))
+    assert found == [f"pair 2 ({original.document_id(0)!r}): its document id occurs twice"]
 
 
 @pytest.mark.parametrize("span", [(3, 3), (4, 2), (-1, 2), (0, 99)])
@@ -253,7 +263,7 @@ def test_verify_exits_with_one_when_something_is_wrong(prefix, original, monkeyp
     path = Path(f"{prefix}.bin")
     path.write_bytes(bytes([path.read_bytes()[0] ^ 2]) + path.read_bytes()[1:])
     assert inspect(monkeypatch, prefix, "--verify", *tokenizer) == 1
-    assert "format version 3" in capsys.readouterr().out
+    assert "format version 0" in capsys.readouterr().out
 
 
 def test_show_marks_answers_template_and_sharing(prefix, original, tokenizer, monkeypatch, capsys):
