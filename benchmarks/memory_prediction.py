@@ -36,6 +36,10 @@ MODEL = ModelArchitecture(
     family="llama", num_layers=4, hidden_size=512, ffn_hidden_size=1408, num_attention_heads=8, num_query_groups=4,
     kv_channels=64, vocab_size=32000, norm_epsilon=1e-5, rotary_base=1e6, max_position_embeddings=65536,
 )  # fmt: skip
+ATTENTIVE = dataclasses.replace(
+    MODEL, num_layers=1, ffn_hidden_size=256, num_attention_heads=16, num_query_groups=16, kv_channels=64, vocab_size=1024
+)
+"""Few words, a narrow feed-forward, many heads: its worst moment is attention."""
 ROOT = Path(__file__).parents[1]
 ANSWER = 256
 ONE_PROCESS, ONE_PAIR = ParallelConfig(), TrainingConfig(global_batch_size=1)
@@ -60,6 +64,7 @@ class Case:
         training: recomputation and micro-batches.
         optimizer: name.
         sharing: whether the prefix is encoded once.
+        model: the model.
     """
 
     says: str
@@ -69,6 +74,7 @@ class Case:
     training: TrainingConfig = ONE_PAIR
     optimizer: str = "adam"
     sharing: bool = True
+    model: ModelArchitecture = MODEL
 
     @property
     def config(self) -> RunConfig:
@@ -118,6 +124,28 @@ CASES = {
     "cp2-heads": Case(
         says="CP 2, heads traded", length=8192, ranks=2, parallel=ParallelConfig(context_parallel_size=2, cp_comm_type="a2a")
     ),
+    "attentive": Case(says="wide attention", length=8192, model=ATTENTIVE),
+    "attentive-gather": Case(
+        says="wide attention, CP 2, all-gather",
+        length=8192,
+        ranks=2,
+        model=ATTENTIVE,
+        parallel=ParallelConfig(context_parallel_size=2, cp_comm_type="all_gather"),
+    ),
+    "attentive-ring": Case(
+        says="wide attention, CP 2, ring",
+        length=8192,
+        ranks=2,
+        model=ATTENTIVE,
+        parallel=ParallelConfig(context_parallel_size=2, cp_comm_type="p2p"),
+    ),
+    "attentive-heads": Case(
+        says="wide attention, CP 2, heads traded",
+        length=8192,
+        ranks=2,
+        model=ATTENTIVE,
+        parallel=ParallelConfig(context_parallel_size=2, cp_comm_type="a2a"),
+    ),
     "pp2": Case(
         says="PP 2, four micro-batches",
         ranks=2,
@@ -136,7 +164,7 @@ CASES = {
 def predict(case: Case) -> int:
     """Bytes of the fullest rank, by arithmetic."""
     shape = PairShape(length=case.length, tail=ANSWER, prefix_sharing=case.sharing)
-    return estimate_memory(MODEL, case.config, shape, case.ranks, fused=False).peak
+    return estimate_memory(case.model, case.config, shape, case.ranks, fused=False).peak
 
 
 def measure(case_name: str) -> int:
@@ -187,12 +215,12 @@ def run_rank(case: Case) -> int:
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts again
     state: ParallelState = parallel_state.initialize(config.parallel)
-    model = wrap_data_parallel(build_model(MODEL, config.parallel, config.training, state), config)
+    model = wrap_data_parallel(build_model(case.model, config.parallel, config.training, state), config)
     optimizer = build_optimizer(config, model)
     context = StepContext(config.objective, config.training.global_batch_size, 1, state)
     count = config.training.global_batch_size // state.dp_group.size()
     for length in (2 * ANSWER, case.length):
-        item = PackItem(_random_pair(length), _no_reference())
+        item = PackItem(_random_pair(length, case.model.vocab_size), _no_reference())
         batches = [rank_batch([item], packing_options(config, state), state) for _ in range(count)]
         train_step(model, optimizer, batches, context)
         del batches
@@ -201,15 +229,15 @@ def run_rank(case: Case) -> int:
     return peak
 
 
-def _random_pair(length: int) -> PreferencePair:
+def _random_pair(length: int, words: int) -> PreferencePair:
     import numpy as np
 
     from megatron_longpo.data.pair import PreferencePair, Side
 
     generator = np.random.default_rng(0)
-    chosen = generator.integers(0, MODEL.vocab_size, length, dtype=np.int32)
+    chosen = generator.integers(0, words, length, dtype=np.int32)
     rejected = chosen.copy()
-    rejected[-ANSWER:] = (rejected[-ANSWER:] + 1) % MODEL.vocab_size
+    rejected[-ANSWER:] = (rejected[-ANSWER:] + 1) % words
     span = ((length - ANSWER, length),)
     return PreferencePair("random", Side(chosen, span), Side(rejected, span), (), (), ())
 
