@@ -65,12 +65,22 @@ def test_the_distributed_optimizer_makes_the_same_updates(
     assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"recompute_granularity": "full"},
+        {"recompute_granularity": "full", "recompute_attention": False},
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 2},
+        {"recompute_granularity": "selective"},
+    ],
+    ids=["full", "all-but-attention", "first-layers", "selective"],
+)
 def test_recomputed_layers_train_alike(
-    llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+    kind: dict[str, Any], llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
 ) -> None:
     """The first unit gets no gradient where its input has none: the embeddings are frozen."""
     folder, expected = straight
-    config = config_for(llama, Layout(), recompute_granularity="full", **LORA)
+    config = config_for(llama, Layout(), **kind, **LORA)
     assert_same_metrics(expected, workers.run(1, train_and_dump, config, str(tmp_path), 3)[0]["metrics"])
     assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
 
