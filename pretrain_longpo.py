@@ -1,5 +1,7 @@
 """Train a language model with the LongPO objective. Run with ``torchrun`` (or plain ``python`` for one process)."""
 
+import os
+
 from megatron_longpo.config.cli import parse_run
 from megatron_longpo.utils.errors import run_command
 
@@ -10,7 +12,9 @@ def main() -> None:
     if described is not None:
         from megatron_longpo.training.dry_run import describe_run
 
-        print(describe_run(config, described))
+        text = describe_run(config, described)
+        if os.environ.get("RANK", "0") == "0":
+            print(text)
         return
     from megatron_longpo.training.run import pretrain
 

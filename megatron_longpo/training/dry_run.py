@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from tqdm import tqdm
+
 from megatron_longpo.config.cli import DryRun
 from megatron_longpo.config.context_layout import choose_exchange
 from megatron_longpo.config.layout import check_layout
@@ -58,8 +60,9 @@ def describe_run(config: RunConfig, dry_run: DryRun) -> str:
 
 def longest_pair(data: RunData, *, prefix_sharing: bool) -> PairShape:
     """The pair with the most rows."""
+    total = sum(len(dataset) for dataset in data.datasets)
     shapes = (_shape(dataset, index, prefix_sharing) for dataset in data.datasets for index in range(len(dataset)))
-    return max(shapes, key=lambda shape: shape.rows)
+    return max(tqdm(shapes, "Reading lengths", total, unit="pair", disable=None), key=lambda shape: shape.rows)
 
 
 def _shape(dataset: PreferenceDataset, index: int, prefix_sharing: bool) -> PairShape:

@@ -148,8 +148,8 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 TRAIN = "pretrain_longpo.py"
 VALIDATED = {
     ONE: (),
-    Layout(dp=2): (),
-    Layout(cp=2): ("--context-parallel-size", 2),
+    Layout(dp=2): ("--recompute-granularity", "full", "--no-recompute-attention"),
+    Layout(cp=2): ("--context-parallel-size", 2, "--recompute-granularity", "selective"),
     Layout(pp=2): ("--pipeline-model-parallel-size", 2),
     Layout(pp=2, vpp_layers=1): ("--pipeline-model-parallel-size", 2, "--num-layers-per-virtual-pipeline-stage", 1),
     Layout(tp=2, sp=True): ("--tensor-model-parallel-size", 2, "--sequence-parallel", "--recompute-granularity", "full"),
