@@ -24,7 +24,10 @@ def problem_of(scale: Scale, prompt: int) -> Problem:
 
 
 def duel_of(bench: Bench, scale: Scale, names: list[str], prompt: int, rounds: int) -> dict[str, Any]:
-    """Alternated samples of contestants."""
+    """Alternated samples of contestants.
+
+    A single round is for a length at which one side's freed memory would not fit beside the other's: there it is given back.
+    """
     described = dataclasses.asdict(problem_of(scale, prompt))
     given = {"names": names, "problem": described, "models": str(bench.models), "rounds": rounds}
     job = Job(
@@ -32,7 +35,7 @@ def duel_of(bench: Bench, scale: Scale, names: list[str], prompt: int, rounds: i
         function="benchmarks.duel:duel",
         arguments=given,
         threads=scale.threads,
-        environment=reuse_freed_memory(),
+        environment=reuse_freed_memory() if rounds > 1 else keep_freed_memory_out(),
     )
     return bench.run(job)[0]
 
