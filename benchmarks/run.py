@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,17 @@ from benchmarks.jobs import ROOT, Bench, write_json
 from benchmarks.report import Result, console_table, page
 from megatron_longpo.utils.errors import run_command
 
-CONTESTS = ("step", "growth", "context_parallel", "head", "pipeline")
+CONTESTS = {
+    "startup": "startup:contest",
+    "head": "head:contest",
+    "pipeline": "pipeline:contest",
+    "step-memory": "step:memory",
+    "step-two-pass": "step:against_two_pass",
+    "growth": "growth:contest",
+    "step-trl": "step:against_trl",
+    "context_parallel": "context_parallel:contest",
+}
+"""Contest by the name of its JSON file, in the order in which they run."""
 PACKAGES = ("torch", "megatron-core", "transformers", "trl")
 PAGE, NOTES = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "NOTES.md"
 
@@ -39,6 +50,7 @@ def machine() -> dict[str, str]:
         "CPU": f"{model[1] if model else platform.processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB",
         "Software": f"Python {platform.python_version()}, {versions}",
         "Commit": _commit(),
+        "Load": f"{os.getloadavg()[0]:.1f} on average in the minute before the start; on a quiet machine it is 0",
     }
 
 
@@ -47,14 +59,11 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def run_all(bench: Bench, scale: Scale) -> list[Result]:
+def run_all(bench: Bench, scale: Scale) -> Iterator[list[Result]]:
     """Every contest in turn."""
-    results = []
-    for name in CONTESTS:
-        rows = run_contest(name, importlib.import_module(f"benchmarks.{name}").contest, bench, scale)
-        print(console_table(rows) + "\n", flush=True)
-        results += rows
-    return results
+    for name, place in CONTESTS.items():
+        module, function = place.split(":")
+        yield run_contest(name, getattr(importlib.import_module(f"benchmarks.{module}"), function), bench, scale)
 
 
 def write_page(target: Path, folder: Path) -> None:
@@ -73,12 +82,14 @@ def main() -> None:
     """Run the command."""
     given = arguments(__doc__)
     bench, started = Bench(given.output, force=given.force), time.monotonic()
-    load = os.getloadavg()[0]
-    if load > 1:
-        print(f"warning: the load average is {load:.1f}; times taken on a busy machine say little", file=sys.stderr)
-    results = run_all(bench, FULL if given.full else MAKE_BENCH)
-    write_json(given.output / "results.json", [result.to_json() for result in results])
+    if os.getloadavg()[0] > 1:
+        print(f"warning: the load average is {os.getloadavg()[0]:.1f}; others' work blurs times", file=sys.stderr)
+    results: list[Result] = []
     write_json(given.output / "machine.json", machine())
+    for rows in run_all(bench, FULL if given.full else MAKE_BENCH):
+        print(console_table(rows) + "\n", flush=True)
+        results += rows
+        write_json(given.output / "results.json", [result.to_json() for result in results])
     if not given.full:
         write_page(PAGE, given.output)
     met = sum(result.met for result in results)
