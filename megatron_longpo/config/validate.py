@@ -157,7 +157,7 @@ def parallel_options_meaningful(config: RunConfig, world_size: int) -> Iterator[
     if parallel.num_layers_per_virtual_pipeline_stage is not None and parallel.pipeline_model_parallel_size == 1:
         yield "--num-layers-per-virtual-pipeline-stage needs --pipeline-model-parallel-size above 1"
     sizes, cp = parallel.hierarchical_context_parallel_sizes, parallel.context_parallel_size
-    if parallel.cp_comm_type != "auto" and cp == 1:
+    if parallel.cp_comm_type not in ("auto", "all_gather") and cp == 1:  # a dumped configuration has all_gather there
         yield f"--cp-comm-type {parallel.cp_comm_type} needs --context-parallel-size above 1"
     if sizes and parallel.cp_comm_type != "a2a+p2p":
         yield "--hierarchical-context-parallel-sizes needs --cp-comm-type a2a+p2p"

@@ -117,7 +117,10 @@ def read_manifest(prefix: str) -> Manifest:
         raise UserError(f"{path}: not a readable manifest ({error}); make the dataset anew") from None
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; make the dataset anew")
+        raise UserError(
+            f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; make the dataset anew, "
+            "with --overwrite at the same place"
+        )
     try:
         fields["tokenizer"] = TokenizerRecord(**fields["tokenizer"])
         fields["files"] = {suffix: FileRecord(**fields["files"][suffix]) for suffix in SUFFIXES}
