@@ -16,7 +16,7 @@ from benchmarks.jobs import Bench, Job, reuse_freed_memory
 from benchmarks.measure import timed
 from benchmarks.problem import Problem, make_models
 from benchmarks.report import Result
-from benchmarks.step import problem_of, shape_of
+from benchmarks.step import prepare_model, problem_of, shape_of
 from megatron_longpo.config.schema import ParallelConfig
 from megatron_longpo.utils.errors import run_command
 
@@ -86,6 +86,7 @@ def _rows(kind: str, shape: str, ranks: list[Any], alone: list[Any]) -> list[Res
 
 def contest(bench: Bench, scale: Scale) -> list[Result]:
     """All kinds, between two measurements of the one process."""
+    prepare_model(bench, scale.model)
     before = _measure(bench, scale, "alone-before", None)
     measured = {kind: _measure(bench, scale, kind, kind) for kind in kinds()}
     after = _measure(bench, scale, "alone-after", None)

@@ -17,7 +17,7 @@ from benchmarks.jobs import Bench, Job, reuse_freed_memory
 from benchmarks.measure import timed
 from benchmarks.problem import Problem, make_models
 from benchmarks.report import Result
-from benchmarks.step import shape_of
+from benchmarks.step import prepare_model, shape_of
 from megatron_longpo.utils.errors import run_command
 
 STAGES, MICRO_BATCHES = 2, 8
@@ -50,6 +50,7 @@ def contest(bench: Bench, scale: Scale) -> list[Result]:
     """Median over runs of measured and predicted wall time."""
     prompt, answer, rounds = scale.pipeline
     problem = Problem(prompt=prompt, answer=answer, short=scale.short, model=dataclasses.replace(scale.model, vocab=VOCAB))
+    prepare_model(bench, problem.model)
     job = Job(
         name=f"pipeline-{prompt}",
         function="benchmarks.pipeline:stage_times",

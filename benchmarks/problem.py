@@ -105,3 +105,8 @@ def make_models(shape: ModelShape, folder: Path) -> tuple[Path, Path]:
     if not native.exists():
         hf_to_mcore(hf, native)
     return hf, native
+
+
+def prepare(shape: dict[str, int], folder: str) -> None:
+    """`make_models` as a job of its own, before several ranks want the same model."""
+    make_models(ModelShape(**shape), Path(folder))

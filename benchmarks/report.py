@@ -74,7 +74,9 @@ def console_table(results: Sequence[Result]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def page(results: Sequence[Result], machine: dict[str, str], notes: str, commands: Iterable[str]) -> str:
+def page(
+    results: Sequence[Result], machine: dict[str, str], notes: str, commands: Iterable[str], missing: Sequence[str] = ()
+) -> str:
     """Docs page of a run.
 
     Args:
@@ -82,6 +84,7 @@ def page(results: Sequence[Result], machine: dict[str, str], notes: str, command
         machine: what it ran on.
         notes: how the figures are taken and what explains those that miss, kept by hand in `benchmarks/NOTES.md`.
         commands: what makes the page.
+        missing: contests that the run has not come to yet.
     """
     met = sum(result.met for result in results)
     lines = [
@@ -97,7 +100,7 @@ def page(results: Sequence[Result], machine: dict[str, str], notes: str, command
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in machine.items()),
         "",
-        f"{met} of {len(results)} targets are met.",
+        f"{met} of {len(results)} targets are met." + (f" Not measured yet: {', '.join(missing)}." if missing else ""),
         "",
         markdown_table(results),
         "",

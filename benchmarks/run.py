@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +66,14 @@ def run_all(bench: Bench, scale: Scale) -> Iterator[list[Result]]:
         yield run_contest(name, getattr(importlib.import_module(f"benchmarks.{module}"), function), bench, scale)
 
 
-def write_page(target: Path, folder: Path) -> None:
-    """Make the docs page from ``results.json`` and ``machine.json``."""
+def write_page(target: Path, folder: Path, missing: Sequence[str] = ()) -> None:
+    """Make the docs page from ``results.json`` and ``machine.json``, naming the contests that are ``missing``."""
     rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     described = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
     commands = ("make bench        # what this page shows", "make bench-full   # more lengths, more runs")
     partial = target.with_suffix(".partial")
-    partial.write_text(
-        page([Result.of(row) for row in rows], described, NOTES.read_text(encoding="utf-8"), commands), encoding="utf-8"
-    )
+    notes = NOTES.read_text(encoding="utf-8")
+    partial.write_text(page([Result.of(row) for row in rows], described, notes, commands, missing), encoding="utf-8")
     partial.replace(target)
 
 
@@ -86,12 +85,12 @@ def main() -> None:
         print(f"warning: the load average is {os.getloadavg()[0]:.1f}; others' work blurs times", file=sys.stderr)
     results: list[Result] = []
     write_json(given.output / "machine.json", machine())
-    for rows in run_all(bench, FULL if given.full else MAKE_BENCH):
+    for done, rows in enumerate(run_all(bench, FULL if given.full else MAKE_BENCH), start=1):
         print(console_table(rows) + "\n", flush=True)
         results += rows
         write_json(given.output / "results.json", [result.to_json() for result in results])
-    if not given.full:
-        write_page(PAGE, given.output)
+        if not given.full:
+            write_page(PAGE, given.output, list(CONTESTS)[done:])
     met = sum(result.met for result in results)
     print(f"{met} of {len(results)} targets met; {(time.monotonic() - started) / 60:.1f} minutes")
 

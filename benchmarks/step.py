@@ -9,7 +9,7 @@ from benchmarks.contest import Scale, contest_main
 from benchmarks.duel import efficiency, median_of
 from benchmarks.flops import dpo_flops, our_dpo_flops, our_flops, two_pass_flops
 from benchmarks.jobs import Bench, Job, keep_freed_memory_out, reuse_freed_memory
-from benchmarks.problem import Problem
+from benchmarks.problem import ModelShape, Problem
 from benchmarks.report import Result
 from megatron_longpo.utils.errors import run_command
 
@@ -21,6 +21,12 @@ EFFICIENCY_TARGET = 0.75
 def problem_of(scale: Scale, prompt: int) -> Problem:
     """The problem of a prompt's length."""
     return Problem(prompt=prompt, answer=scale.answer, short=scale.short, model=scale.model)
+
+
+def prepare_model(bench: Bench, shape: ModelShape) -> None:
+    """Make the model in one process."""
+    arguments = {"shape": dataclasses.asdict(shape), "folder": str(bench.models)}
+    bench.run(Job(name=f"model-{shape.name}", function="benchmarks.problem:prepare", arguments=arguments))
 
 
 def duel_of(bench: Bench, scale: Scale, names: list[str], prompt: int, rounds: int) -> dict[str, Any]:

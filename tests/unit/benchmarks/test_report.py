@@ -42,6 +42,8 @@ def test_the_page_is_made_of_the_results_file(tmp_path: Path) -> None:
     assert "1 of 2 targets are met." in text
     assert markdown_table(rows) in text
     assert "of a test" in text
+    write_page(tmp_path / "page.md", tmp_path, ["growth"])
+    assert "1 of 2 targets are met. Not measured yet: growth.\n" in (tmp_path / "page.md").read_text()
     assert text == page(rows, {"CPU": "of a test"}, *_notes_and_commands(text))
 
 
