@@ -16,6 +16,7 @@ from megatron_longpo.estimation.layer import LayerBytes, layer_bytes
 from megatron_longpo.estimation.shape import PairShape
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.models.lora_targets import adapted_parts, hugging_face_names, linear_sizes
+from megatron_longpo.utils.logits import rows_at_once
 
 FP32 = 4
 INDEX_MAPS = 6
@@ -203,7 +204,8 @@ def _head(architecture: ModelArchitecture, config: RunConfig, ranks: Ranks, rows
     A chunk of rows whose weight is known is turned into its gradient in place; one of answers has a temporary beside it.
     """
     element = 2 if config.training.bf16 else FP32
-    words, chunk = math.ceil(architecture.vocab_size / ranks.tp), config.training.logit_chunk_size
+    words = math.ceil(architecture.vocab_size / ranks.tp)
+    chunk = rows_at_once(config.training.logit_chunk_size, words)
     narrow = element if element != FP32 else 0  # the same chunk in the compute dtype
     logits = max(min(chunk, rows) * (FP32 + narrow), min(chunk, answers) * 2 * FP32) * words
     # a chunk's part of the weight's gradient, before it is added, and the gradient; none where the head is frozen

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from megatron_longpo.parallel.collectives import ProcessGroup, reduce_max, reduce_sum
 from megatron_longpo.utils.constants import IGNORE_INDEX
+from megatron_longpo.utils.logits import rows_at_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +212,7 @@ def linear_log_probs(
         weight: this rank's rows of the output weight, ``[v/tp, h]``.
         labels: word ids ``[s]`` int64, `IGNORE_INDEX` where a row has no target.
         shard: which words the rows of ``weight`` stand for.
-        chunk_size: rows of logits that exist at once.
+        chunk_size: rows of logits that exist at once, at most; see `rows_at_once`.
         known_weights: ``[s]``: what the loss's gradient will be in each row's log-prob, up to one factor common to all rows that
             are not 0; 0 where it is not known. Backward checks it, and can then run only once.
 
@@ -222,4 +223,5 @@ def linear_log_probs(
     others; none backward: the gradient of ``hidden`` is this rank's part, to be summed by whatever brought ``hidden`` into the
     tensor-parallel region.
     """
-    return _LinearLogProbs.apply(hidden, weight, labels, known_weights, shard, chunk_size)
+    rows = rows_at_once(chunk_size, weight.size(0))
+    return _LinearLogProbs.apply(hidden, weight, labels, known_weights, shard, rows)
