@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.layouts import Layout, read_dump, train_and_dump
-from tests.support.scenario import Scenario
+from tests.support.scenario import Scenario, fill_reference, make_scenario
 from tests.support.workers import Workers
 
 LAYOUTS = [
@@ -104,10 +104,15 @@ def test_two_sequences_train_as_the_shared_prefix_does_in_every_exchange(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
-    [Layout(cp=8, exchange=kind, hierarchy=sizes) for kind, sizes in (("all_gather", ()), ("p2p", ()), ("a2a+p2p", (2, 4)))],
+    [
+        Layout(cp=8, exchange="all_gather"),
+        Layout(cp=8, exchange="p2p"),
+        Layout(cp=8, exchange="a2a+p2p", hierarchy=(2, 4)),
+        Layout(pp=2, cp=4, exchange="a2a+p2p", hierarchy=(2, 2)),
+    ],
     ids=str,
 )
-def test_eight_context_ranks_train_as_one(
+def test_eight_ranks_train_as_one(
     layout: Layout, llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
 ) -> None:
     folder, expected = straight
@@ -115,6 +120,17 @@ def test_eight_context_ranks_train_as_one(
     assert_same_metrics(expected, found[0]["metrics"])
     assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
     assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+
+
+def test_a_tensor_rank_s_heads_can_be_traded(workers: Workers, tmp_path: Path) -> None:
+    wide = make_scenario(tmp_path / "wide", num_key_value_heads=4)
+    workers.run(1, fill_reference, wide)
+    one = workers.run(1, train_and_dump, config_for(wide, Layout()), str(tmp_path / "one"), 3)[0]
+    layout = Layout(tp=2, sp=True, cp=2, exchange="a2a")
+    found = workers.run(4, train_and_dump, config_for(wide, layout), str(tmp_path / "many"), 3)[0]
+    assert_same_metrics(one["metrics"], found["metrics"])
+    assert_same_tensors(tmp_path / "one" / "gradients", tmp_path / "many" / "gradients", TOLERANCE)
+    assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
 
 
 @pytest.mark.parametrize("layout", [Layout(tp=2), Layout(tp=2, sp=True), Layout(pp=2), Layout(tp=2, sp=True, cp=2)], ids=str)
