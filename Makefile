@@ -33,7 +33,7 @@ setup:
 
 docs: setup
 	$(VENV_PYTHON) tools/render_config_docs.py
-	$(VENV_PYTHON) -m tools.render_memory_docs
+	$(VENV_PYTHON) tools/render_memory_docs.py
 
 bench: setup
 	$(VENV_PYTHON) -m benchmarks.run

@@ -1,7 +1,7 @@
 r"""Bring docs/memory.md up to date: each block of ``$ python tools/estimate_memory.py`` gets that command's output.
 
-python -m tools.render_memory_docs           # rewrite the page
-python -m tools.render_memory_docs --check   # fail when it is not what would be written
+python tools/render_memory_docs.py           # rewrite the page
+python tools/render_memory_docs.py --check   # fail when it is not what would be written
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import argparse
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 from megatron_longpo.utils.errors import UserError, run_command
-from tools import estimate_memory
 
+ESTIMATE = Path(__file__).parent / "estimate_memory.py"
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 BLOCK = re.compile(r"(?<=```console\n)\$ python tools/estimate_memory\.py (.+)\n(?:.*\n)*?(?=```)")
 
@@ -23,8 +25,9 @@ def render(text: str) -> str:
     """The page's text with each command's output as it is now."""
 
     def run(block: re.Match[str]) -> str:
-        arguments = estimate_memory.build_parser().parse_args(shlex.split(block[1]))
-        return f"$ python tools/estimate_memory.py {block[1]}\n{estimate_memory.report(arguments)}\n"
+        command = [sys.executable, str(ESTIMATE), *shlex.split(block[1])]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return f"$ python tools/estimate_memory.py {block[1]}\n{said}"
 
     return BLOCK.sub(run, text)
 
@@ -37,7 +40,7 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     rendered = render(text)
     if arguments.check and rendered != text:
-        raise UserError(f"{PAGE}: not what the estimates are now; run python -m tools.render_memory_docs")
+        raise UserError(f"{PAGE}: not what the estimates are now; run python tools/render_memory_docs.py")
     if not arguments.check:
         temporary = PAGE.with_name(PAGE.name + ".tmp")
         temporary.write_text(rendered, encoding="utf-8")

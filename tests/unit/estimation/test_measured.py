@@ -16,7 +16,7 @@ ROW = re.compile(r"^\| (.+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \|$"
 
 def test_the_page_s_tables_are_what_the_tool_prints() -> None:
     assert TEXT.count("$ python tools/estimate_memory.py") == 4
-    assert render(TEXT) == TEXT, "run python -m tools.render_memory_docs"
+    assert render(TEXT) == TEXT, "run python tools/render_memory_docs.py"
 
 
 def test_a_stale_page_is_seen() -> None:
