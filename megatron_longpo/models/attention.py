@@ -214,8 +214,13 @@ class PackedCoreAttention(MegatronModule):
         """
         if packed_seq_params is None:
             raise ValueError("PackedCoreAttention needs a PackedAttention in packed_seq_params")
-        packed, exchange = packed_seq_params, packed_seq_params.exchange
-        query, key = (rotate(states, packed.cos, packed.sin) for states in (query, key))
+        cos, sin = packed_seq_params.cos, packed_seq_params.sin
+        query, key = (rotate(states, cos, sin) for states in (query, key))
+        return self.attend(query, key, value, packed_seq_params)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedAttention) -> Tensor:
+        """Attend with rotated queries and keys; shapes as in `forward`."""
+        exchange = packed.exchange
         value = value.contiguous()  # a view would keep the projection's whole output, queries and keys included
         query, key, value = (exchange.to_heads(states) for states in (query, key, value))
         memo = packed.memo(self.layer_number)

@@ -54,7 +54,7 @@ class AttentionKernel:
     """A library's kernels behind one signature.
 
     Attributes:
-        name: for the log.
+        name: which library's.
         forward: see `block_forward`.
         backward: see `block_backward`.
     """

@@ -9,7 +9,6 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from megatron_longpo.models.attention import PackedAttention, PackedCoreAttention
-from megatron_longpo.models.rotary import rotate
 
 
 def _engine() -> type:
@@ -31,22 +30,10 @@ class EngineCoreAttention(PackedCoreAttention):
         arguments["attn_mask_type"] = AttnMaskType.causal
         self.engine = (engine or _engine())(config=config, layer_number=layer_number, **arguments)
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        attn_mask_type: Any = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: PackedAttention | None = None,
-        **unused: Any,
-    ) -> Tensor:
-        """As `PackedCoreAttention.forward`."""
-        packed = packed_seq_params
-        if packed is None or any(chain.parent is not None for chain in packed.chains):
-            return super().forward(query, key, value, attention_mask, packed_seq_params=packed)
-        query, key = (rotate(states, packed.cos, packed.sin) for states in (query, key))
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedAttention) -> Tensor:
+        """As `PackedCoreAttention.attend`."""
+        if any(chain.parent is not None for chain in packed.chains):
+            return super().attend(query, key, value, packed)
         parts = [
             self.engine(
                 *(states[chain.start : chain.end] for states in (query, key, value)), None, attn_mask_type=AttnMaskType.causal

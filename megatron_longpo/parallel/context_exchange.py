@@ -60,14 +60,14 @@ class ContextExchange:
 
         Parallel: all-to-all over the heads group, forward and backward.
         """
-        return states if self.heads_group is None else _TradeForHeads.apply(states, self.heads_group)
+        return states if self.heads_group is None else _Trade.apply(states, self.heads_group, True)
 
     def to_sequence(self, states: Tensor) -> Tensor:
         """Inverse of `to_heads`.
 
         Parallel: all-to-all over the heads group, forward and backward.
         """
-        return states if self.heads_group is None else _TradeForSequence.apply(states, self.heads_group)
+        return states if self.heads_group is None else _Trade.apply(states, self.heads_group, False)
 
     def forward(self, key: Tensor, value: Tensor, visit: ForwardVisit) -> None:
         """Show every step's keys and values.
@@ -207,23 +207,12 @@ def _trade_for_sequence(states: Tensor, group: ProcessGroup) -> Tensor:
     return received.movedim(0, 2).flatten(2, 3)
 
 
-class _TradeForHeads(torch.autograd.Function):
+class _Trade(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _trade_for_heads(states, group)
+    def forward(ctx: Any, states: Tensor, group: ProcessGroup, for_heads: bool) -> Tensor:
+        ctx.group, ctx.for_heads = group, for_heads
+        return (_trade_for_heads if for_heads else _trade_for_sequence)(states, group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _trade_for_sequence(grads[0], ctx.group), None
-
-
-class _TradeForSequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _trade_for_sequence(states, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _trade_for_heads(grads[0], ctx.group), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return (_trade_for_sequence if ctx.for_heads else _trade_for_heads)(grads[0], ctx.group), None, None
