@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Protocol
 
-from megatron_longpo.config.schema import ParallelConfig
+from megatron_longpo.config.schema import ParallelConfig, RunConfig
 
 GATHER_LIMIT = 2**30
 """Bytes of one layer's gathered keys and values on a rank above which ``auto`` rings. 128K tokens of a 7B model with 8 groups of
@@ -89,6 +89,20 @@ def choose_exchange(
     if trade == 1:
         return _settled(parallel, "p2p"), f"{size}, and the heads do not divide inside a node"
     return _settled(parallel, "a2a+p2p", (trade, cp // trade)), f"{size}, and the heads divide over {trade} of {cp} ranks"
+
+
+def settle_exchange(
+    config: RunConfig, heads: HeadCounts, *, ranks_per_node: int | None = None
+) -> tuple[RunConfig, str]:
+    """A run's configuration with its exchange settled, and the reason; see `choose_exchange`."""
+    parallel, reason = choose_exchange(
+        config.parallel,
+        heads,
+        config.data.seq_length,
+        bytes_per_element=2 if config.training.bf16 else 4,
+        ranks_per_node=ranks_per_node,
+    )
+    return dataclasses.replace(config, parallel=parallel), reason
 
 
 def describe_exchange(parallel: ParallelConfig) -> str:

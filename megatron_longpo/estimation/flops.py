@@ -11,19 +11,7 @@ import dataclasses
 from megatron_longpo.config.schema import TrainingConfig
 from megatron_longpo.estimation.shape import PairShape, triangle
 from megatron_longpo.models.architecture import ModelArchitecture
-from megatron_longpo.models.flops import step_flops
-
-
-def layer_parameters(architecture: ModelArchitecture) -> int:
-    """Weights of one layer that rows are multiplied by."""
-    width, hidden = architecture.kv_channels, architecture.hidden_size
-    projections = hidden * width * (2 * architecture.num_attention_heads + 2 * architecture.num_query_groups)
-    return projections + 3 * hidden * architecture.ffn_hidden_size
-
-
-def head_parameters(architecture: ModelArchitecture) -> int:
-    """Weights of the head; the embedding is looked up, not multiplied."""
-    return architecture.hidden_size * architecture.vocab_size
+from megatron_longpo.models.flops import head_parameters, layer_parameters, step_flops
 
 
 def forward_flops(architecture: ModelArchitecture, rows: int, score_pairs: int, layers: int) -> int:

@@ -13,7 +13,7 @@ from megatron_longpo.config.context_layout import choose_exchange
 from megatron_longpo.config.fields import group_fields
 from megatron_longpo.config.layout import nearest_layouts
 from megatron_longpo.config.schema import ParallelConfig, RunConfig
-from megatron_longpo.estimation.flops import head_parameters, pair_flops, recompute_flops
+from megatron_longpo.estimation.flops import pair_flops, recompute_flops
 from megatron_longpo.estimation.memory import (
     FP32,
     MemoryEstimate,
@@ -25,6 +25,7 @@ from megatron_longpo.estimation.memory import (
 )
 from megatron_longpo.estimation.shape import PairShape
 from megatron_longpo.models.architecture import ModelArchitecture
+from megatron_longpo.models.flops import head_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,20 @@ class StepFlops:
         return self.per_row * rows + self.per_score_pair * score_pairs
 
 
-def step_flops(architecture: ModelArchitecture) -> StepFlops:
-    """Count the products of a model; norms, activations and the embedding's look-up are left out."""
+def layer_parameters(architecture: ModelArchitecture) -> int:
+    """Weights of one layer that rows are multiplied by."""
     heads, groups, width = architecture.num_attention_heads, architecture.num_query_groups, architecture.hidden_size
     attention = width * architecture.kv_channels * 2 * (heads + groups)  # q and output; k and v
-    feed_forward = 3 * width * architecture.ffn_hidden_size
-    weights = architecture.num_layers * (attention + feed_forward) + width * architecture.vocab_size
-    scores = architecture.num_layers * heads * architecture.kv_channels
+    return attention + 3 * width * architecture.ffn_hidden_size
+
+
+def head_parameters(architecture: ModelArchitecture) -> int:
+    """Weights of the head; the embedding is looked up, not multiplied."""
+    return architecture.hidden_size * architecture.vocab_size
+
+
+def step_flops(architecture: ModelArchitecture) -> StepFlops:
+    """Count the products of a model; norms, activations and the embedding's look-up are left out."""
+    weights = architecture.num_layers * layer_parameters(architecture) + head_parameters(architecture)
+    scores = architecture.num_layers * architecture.num_attention_heads * architecture.kv_channels
     return StepFlops(per_row=3 * 2 * weights, per_score_pair=7 * 2 * scores)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from tqdm import tqdm
 
 from megatron_longpo.config.cli import DryRun
-from megatron_longpo.config.context_layout import choose_exchange
+from megatron_longpo.config.context_layout import settle_exchange
 from megatron_longpo.config.layout import check_layout
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.dataset import PreferenceDataset
@@ -36,21 +34,13 @@ def describe_run(config: RunConfig, dry_run: DryRun) -> str:
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, dry_run.num_devices)
     check_recompute(config, architecture)
-    element = 2 if config.training.bf16 else 4
-    parallel, reason = choose_exchange(
-        config.parallel,
-        architecture,
-        config.data.seq_length,
-        bytes_per_element=element,
-        ranks_per_node=min(8, dry_run.num_devices),
-    )
-    config = dataclasses.replace(config, parallel=parallel)
+    config, reason = settle_exchange(config, architecture, ranks_per_node=min(8, dry_run.num_devices))
     data = open_data(config.data, config.training.seed, architecture)
     shape = longest_pair(data, prefix_sharing=config.data.prefix_sharing)
     plan = evaluate(architecture, config, shape, Machine(num_devices=dry_run.num_devices, device_bytes=0))
     lines = [
         *_essentials(config, architecture, data, shape),
-        f"context exchange: {parallel.cp_comm_type}, {reason}" if reason else "",
+        f"context exchange: {config.parallel.cp_comm_type}, {reason}" if reason else "",
         f"memory in GiB of the fullest rank (stage {plan.memory.stage}, in the {plan.memory.moment}), by arithmetic:",
         table([plan]),
         _verdict(plan, dry_run),

@@ -11,7 +11,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_longpo.config.cli import dump_config
-from megatron_longpo.config.context_layout import choose_exchange, describe_exchange
+from megatron_longpo.config.context_layout import describe_exchange, settle_exchange
 from megatron_longpo.config.layout import check_layout
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.conversion.record import ModelRecord
@@ -51,9 +51,7 @@ def pretrain(config: RunConfig) -> TrainState:
     check_precision(config.training)
     check_recompute(config, architecture)
     check_offload(config, architecture.num_layers)
-    element = 2 if config.training.bf16 else 4
-    parallel, reason = choose_exchange(config.parallel, architecture, config.data.seq_length, bytes_per_element=element)
-    config = dataclasses.replace(config, parallel=parallel)
+    config, reason = settle_exchange(config, architecture)
     check_adapters(config, record)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
-from megatron_longpo.config.context_layout import choose_exchange
+from megatron_longpo.config.context_layout import settle_exchange
 from megatron_longpo.config.layout import check_layout
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
@@ -31,9 +30,7 @@ def score_dataset(config: RunConfig) -> dict[str, float]:
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", "1")))
     check_precision(config.training)
-    element = 2 if config.training.bf16 else 4
-    parallel, _ = choose_exchange(config.parallel, architecture, config.data.seq_length, bytes_per_element=element)
-    config = dataclasses.replace(config, parallel=parallel)
+    config, _ = settle_exchange(config, architecture)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))
     try:

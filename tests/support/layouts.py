@@ -69,7 +69,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     Returns:
         Metrics of every iteration.
     """
-    from megatron_longpo.config.context_layout import choose_exchange
+    from megatron_longpo.config.context_layout import settle_exchange
     from megatron_longpo.config.layout import check_layout
     from megatron_longpo.data.loader import rank_batches
     from megatron_longpo.models.flops import step_flops
@@ -89,8 +89,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     record = read_record(str(config.model.pretrained_checkpoint))
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, dist.get_world_size())
-    parallel, _ = choose_exchange(config.parallel, architecture, config.data.seq_length, bytes_per_element=4, ranks_per_node=1)
-    config = dataclasses.replace(config, parallel=parallel)
+    config, _ = settle_exchange(config, architecture, ranks_per_node=1)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, 1, virtual_pipeline_size(architecture, config.parallel))
     try:
