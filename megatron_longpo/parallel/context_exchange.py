@@ -201,7 +201,7 @@ def _trade_for_heads(states: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def _trade_for_sequence(states: Tensor, group: ProcessGroup) -> Tensor:
-    parts = zigzag_split(states, group.size()).contiguous()  # [u, s, b, n/u, d]
+    parts = zigzag_split(states, group.size())  # [u, s, b, n/u, d]
     received = torch.empty_like(parts)
     dist.all_to_all_single(received, parts, group=group)
     return received.movedim(0, 2).flatten(2, 3)

@@ -60,13 +60,14 @@ def zigzag_join(shards: torch.Tensor) -> torch.Tensor:
     cp_size = shards.size(0)
     if cp_size == 1:
         return shards[0]
-    halves = shards.unflatten(1, (2, -1))  # [cp, 2, s/2cp, ..]
-    return torch.cat([halves[:, 0].flatten(0, 1), halves[:, 1].flip(0).flatten(0, 1)])
+    early, late = shards.unflatten(1, (2, -1)).unbind(1)  # [cp, s/2cp, ..] each
+    return torch.cat([*early, *reversed(late.unbind())])  # one copy: flipping or flattening first would make another
 
 
 def zigzag_split(whole: torch.Tensor, cp_size: int) -> torch.Tensor:
     """Inverse of `zigzag_join`: ``[s, ..] -> [cp, s/cp, ..]``."""
     if cp_size == 1:
         return whole.unsqueeze(0)
-    chunks = whole.unflatten(0, (2 * cp_size, -1))  # [2cp, s/2cp, ..]
-    return torch.stack([chunks[:cp_size], chunks[cp_size:].flip(0)], dim=1).flatten(1, 2)
+    chunks = whole.chunk(2 * cp_size)
+    shards = torch.cat([chunks[place] for rank in range(cp_size) for place in (rank, 2 * cp_size - 1 - rank)])  # one copy
+    return shards.unflatten(0, (cp_size, -1))
