@@ -37,7 +37,7 @@ class Scale:
     memory: tuple[int, ...] = (8192,)
     trl: tuple[tuple[int, int], ...] = ((8192, 3),)
     growth: tuple[int, ...] = (2048, 4096, 8192, 16384)
-    context: tuple[int, int] = (8192, 2)
+    context: tuple[int, int] = (8192, 3)
     head: tuple[int, int, int] = (2048, 152064, 3)
     pipeline: tuple[int, int, int] = (2048, 256, 3)
     startup: int = 1_000_000
