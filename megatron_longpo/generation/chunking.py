@@ -7,22 +7,22 @@ stands, character for character, in the long context.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from megatron_longpo.generation.chunkers import CHUNKERS, Chunker
+from megatron_longpo.generation.cutting import Span
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
 """Number of tokens of each text alone, without special tokens."""
 
-PARAGRAPH_END = re.compile(r"\n(?:[ \t\r]*\n)+")
-FINER_ENDS = (re.compile(r"\n"), re.compile(r"[.!?][\"')\]]*\s+"), re.compile(r"\s+"))
-"""Where a unit that is too long alone is cut: after a line, else after a sentence, else after a word; else in the middle."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A piece of text that is never cut: a paragraph with the blank lines after it, or a part of one that is too long.
+    """A piece of text that is never cut: a section or a paragraph with the blank lines after it, or a part of one too long.
 
     Attributes:
         start: first character.
@@ -52,30 +52,44 @@ class Chunk:
     num_tokens: int
 
 
-def split_units(text: str, max_tokens: int, count: TokenCounter) -> list[Unit]:
+def split_units(text: str, max_tokens: int, count: TokenCounter, chunker: Chunker = CHUNKERS["text"]) -> list[Unit]:
     """Tile a text with units of at most ``max_tokens`` tokens (a single character may have more).
+
+    The coarsest cutter that finds a place to cut decides on the pieces. A piece that fits is a unit; one that does not is cut by
+    the next cutter, and by halves when there is none left. Each cutter's pieces are counted in one call.
 
     Returns:
         Units in order; the first starts at 0, each starts where the one before ends, the last ends at ``len(text)``.
     """
-    return _split(text, 0, len(text), (PARAGRAPH_END, *FINER_ENDS), max_tokens, count)
-
-
-def _split(
-    text: str, start: int, end: int, ends: tuple[re.Pattern[str], ...], max_tokens: int, count: TokenCounter
-) -> list[Unit]:
-    if start == end:
-        return []
-    cuts = [match.end() for match in ends[0].finditer(text, start, end)] if ends else [(start + end) // 2]
-    bounds = sorted({start, *cuts, end})
-    spans = list(itertools.pairwise(bounds))
     units: list[Unit] = []
-    for (first, last), tokens in zip(spans, count([text[a:b] for a, b in spans]), strict=True):
-        if tokens <= max_tokens or last - first == 1:
-            units.append(Unit(first, last, tokens))
+    large = [(0, len(text))] if text else []
+    for cutter in chunker:
+        whole: list[Span] = []
+        pieces: list[Span] = []
+        for start, end in large:
+            spans = _tile(start, end, cutter(text, start, end))
+            (pieces if len(spans) > 1 else whole).extend(spans)
+        large = [*whole, *_take_small(text, pieces, max_tokens, count, units)]
+    while large := _take_small(text, large, max_tokens, count, units):
+        large = [half for start, end in large for half in _tile(start, end, [(start + end) // 2])]
+    return sorted(units, key=lambda unit: unit.start)
+
+
+def _tile(start: int, end: int, cuts: Iterable[int]) -> list[Span]:
+    inner = {cut for cut in cuts if start < cut < end}
+    return list(itertools.pairwise(sorted({start, *inner, end})))
+
+
+def _take_small(text: str, spans: Sequence[Span], max_tokens: int, count: TokenCounter, units: list[Unit]) -> list[Span]:
+    """Add the spans that fit to the units, and return the others."""
+    large = []
+    counts = count([text[start:end] for start, end in spans]) if spans else []
+    for (start, end), tokens in zip(spans, counts, strict=True):
+        if tokens <= max_tokens or end - start == 1:
+            units.append(Unit(start, end, tokens))
         else:
-            units.extend(_split(text, first, last, ends[1:], max_tokens, count))
-    return units
+            large.append((start, end))
+    return large
 
 
 def choose_window(text: str, units: Sequence[Unit], max_tokens: int, count: TokenCounter, rng: random.Random) -> list[Unit]:
@@ -93,37 +107,60 @@ def choose_window(text: str, units: Sequence[Unit], max_tokens: int, count: Toke
         starts.append(number)
         remaining -= unit.num_tokens
     first = rng.choice(starts)
-    return _longest_run(text, units[first:], max_tokens, count)
+    last = _longest_run(units, first, max_tokens, lambda start, end: count([text[start:end]])[0])
+    return list(units[first:last])
 
 
 def pack_chunks(text: str, units: Sequence[Unit], min_tokens: int, max_tokens: int, count: TokenCounter) -> list[Chunk]:
     """Pack consecutive units into chunks of ``min_tokens`` to ``max_tokens`` tokens, in order, without overlap.
 
-    A chunk's blank lines at either end are left out of it. What makes no chunk (a short rest at the end) is in none.
+    A chunk's blank lines at either end are left out of it. What makes no chunk (a short rest before a unit that does not fit
+    beside it, or at the end) is in none.
     """
+
+    @functools.lru_cache(maxsize=8)
+    def measure(start: int, end: int) -> int:
+        first, last = trim(text, start, end)
+        return count([text[first:last]])[0]
+
     chunks: list[Chunk] = []
-    rest = list(units)
-    while rest:
-        run = _longest_run(text, rest, max_tokens, count)
-        rest = rest[max(1, len(run)) :]
-        if not run:
-            continue
-        start, end = trim(text, run[0].start, run[-1].end)
-        tokens = count([text[start:end]])[0]
-        if start < end and min_tokens <= tokens <= max_tokens:
-            chunks.append(Chunk(len(chunks), start, end, tokens))
+    first = 0
+    while first < len(units):
+        last = _longest_run(units, first, max_tokens, measure)
+        if last > first:
+            bounds = (units[first].start, units[last - 1].end)
+            start, end = trim(text, *bounds)
+            if start < end and min_tokens <= measure(*bounds) <= max_tokens:
+                chunks.append(Chunk(len(chunks), start, end, measure(*bounds)))
+        first = max(first + 1, last)
     return chunks
 
 
-def _longest_run(text: str, units: Sequence[Unit], max_tokens: int, count: TokenCounter) -> list[Unit]:
-    """Take units from the start while they fit, going by their own counts and then by the count of the text as a whole."""
-    taken, total = 0, 0
-    while taken < len(units) and total + units[taken].num_tokens <= max_tokens:
-        total += units[taken].num_tokens
-        taken += 1
-    while taken and count([text[units[0].start : units[taken - 1].end]])[0] > max_tokens:
-        taken -= 1
-    return list(units[:taken])
+def _longest_run(units: Sequence[Unit], first: int, max_tokens: int, measure: Callable[[int, int], int]) -> int:
+    """Take units while they fit, going by their own counts and then by the count of the run as a whole.
+
+    Where the whole has more tokens than its parts, the end is sought backwards in steps that double and then between the last
+    two of them: a few counts, however many units there are.
+
+    Returns:
+        One past the last unit taken; ``first`` if there is none.
+    """
+    last, total = first, 0
+    while last < len(units) and total + units[last].num_tokens <= max_tokens:
+        total += units[last].num_tokens
+        last += 1
+
+    def fits(end: int) -> bool:
+        return end == first or measure(units[first].start, units[end - 1].end) <= max_tokens
+
+    beyond, step = last + 1, 1
+    while not fits(last):
+        beyond, last = last, max(first, last - step)
+        step *= 2
+    while beyond - last > 1:
+        middle = (last + beyond) // 2
+        last, beyond = (middle, beyond) if fits(middle) else (last, middle)
+    return last
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:

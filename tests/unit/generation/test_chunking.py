@@ -1,10 +1,12 @@
+import math
 import random
 from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_longpo.generation.chunking import Unit, choose_window, pack_chunks, split_units
+from megatron_longpo.generation.chunkers import CHUNKERS
+from megatron_longpo.generation.chunking import TokenCounter, Unit, choose_window, pack_chunks, split_units
 
 TEXTS = st.lists(
     st.sampled_from(
@@ -99,3 +101,71 @@ def test_the_bound_holds_for_the_text_as_a_whole_where_counts_do_not_add_up() ->
     chunks = pack_chunks(text, units, 1, 4, count)
     assert [text[chunk.start : chunk.end] for chunk in chunks] == ["a\n\nb", "c\n\nd"]
     assert all(count([text[chunk.start : chunk.end]])[0] <= 4 for chunk in chunks)
+
+
+def count_words_and_gaps(texts: Sequence[str]) -> list[int]:
+    """Count words, and as much again for each gap between paragraphs: more in the whole than in its parts."""
+    return [len(text.split()) + text.strip().count("\n\n") for text in texts]
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.integers(1, 40), st.integers(0, 9))
+def test_a_run_is_the_longest_that_fits_where_counts_do_not_add_up(words: list[int], max_tokens: int, seed: int) -> None:
+    paragraphs = ["word " * number + "\n\n" for number in words]
+    text = "".join(paragraphs)
+    units = split_units(text, 4, count_words_and_gaps)
+    window = choose_window(text, units, max_tokens, count_words_and_gaps, random.Random(seed))
+    if not window:
+        return
+    first, last = units.index(window[0]), units.index(window[-1]) + 1
+    assert window == units[first:last]
+    assert count_words_and_gaps([text[window[0].start : window[-1].end]])[0] <= max_tokens
+    if last < len(units):
+        assert count_words_and_gaps([text[window[0].start : units[last].end]])[0] > max_tokens
+    following = pack_chunks(text, units, 0, max_tokens, count_words_and_gaps)
+    for chunk in following:
+        last = next(number for number, unit in enumerate(units) if unit.end > chunk.end - 1) + 1
+        assert last == len(units) or count_words_and_gaps([text[chunk.start : units[last].end]])[0] > max_tokens
+
+
+class Tally:
+    """Counts tokens as another counter does, and what it is asked for."""
+
+    def __init__(self, count: TokenCounter) -> None:
+        self.count = count
+        self.calls = 0
+        self.characters = 0
+
+    def __call__(self, texts: Sequence[str]) -> list[int]:
+        self.calls += 1
+        self.characters += sum(map(len, texts))
+        return self.count(texts)
+
+
+def test_a_long_text_is_counted_a_few_times_however_many_units_and_chunks_it_has() -> None:
+    text = "".join(f"{'word ' * (number % 50)}ends.\n\n" for number in range(20_000))
+    tally = Tally(count_words)
+    units = split_units(text, 2000, tally)
+    assert (tally.calls, tally.characters) == (1, len(text))
+    window = choose_window(text, units, 100_000, tally, random.Random(0))
+    assert tally.characters <= 2 * len(text)
+    before, chunks = tally.characters, pack_chunks(text, window, 1000, 2000, tally)
+    assert len(chunks) > 45
+    assert tally.characters - before <= 3 * sum(unit.end - unit.start for unit in window)
+
+
+def test_the_end_of_a_run_is_found_in_a_few_counts_even_if_the_parts_tell_nothing() -> None:
+    text = "word\n\n" * 4096
+    units = [Unit(start, start + 6, 0) for start in range(0, len(text), 6)]
+    for max_tokens in (1, 2, 100, 4000, 8000, 8190):
+        tally = Tally(count_words_and_gaps)
+        window = choose_window(text, units, max_tokens, tally, random.Random(0))
+        assert len(window) == (max_tokens + 1) // 2
+        assert tally.calls <= 2 * math.log2(len(units)) + 3
+
+
+def test_a_level_of_cutters_that_finds_nothing_costs_no_count() -> None:
+    text = "Words without any heading.\n\n" * 100
+    tally = Tally(count_words_and_gaps)
+    units = split_units(text, 8, tally, CHUNKERS["arxiv"])
+    assert len(units) == 100
+    assert tally.calls == 1
