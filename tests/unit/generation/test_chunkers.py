@@ -248,7 +248,7 @@ def test_markdown_is_cut_at_headings_of_every_form() -> None:
         "#\n",
     ]
     assert pieces("".join(parts), "markdown", 0) == parts
-    second = ["# One\n\n", "Two\n---\nmore\n- item\n---\n\n", "## Three ##\n###### six\n", "<H2>Four</H2>\n"]
+    second = ["---\ntitle: x\n---\n\n# One\n\n", "Two\n---\nmore\n- item\n---\n\n", "## Three ##\n###### six\n", "<H2>Four</H2>\n"]
     assert pieces("".join(second), "markdown", 1) == second
     assert pieces(second[2], "markdown", 5) == ["## Three ##\n", "###### six\n"]
 
