@@ -94,8 +94,9 @@ class DocumentSource:
         Raises:
             UserError: the source holds no documents, a record is not a document, or an id occurs twice.
         """
-        named = (self.text_column, self.id_column, self.domain_column, self.question_column)
-        wanted = {METADATA_COLUMN, *ID_COLUMNS, *(column for column in named if column)}
+        ids = ID_COLUMNS if self.id_column is None else (self.id_column,)
+        others = (column for column in (self.domain_column, self.question_column) if column is not None)
+        wanted = {self.text_column, METADATA_COLUMN, *ids, *others}
         seen: dict[bytes, int] = {}
         for number, record in enumerate(read_records(self.path, self.split, wanted), start=1):
             document = self._parse(record)

@@ -69,7 +69,9 @@ def read_records(source: str, split: str, wanted: Collection[str]) -> Iterator[R
     if source.startswith(HUGGING_FACE):
         return _read_hub(source.removeprefix(HUGGING_FACE), split, wanted)
     path = Path(source)
-    if not path.exists():
+    with _readable(path):
+        exists = path.exists()
+    if not exists:
         raise UserError(
             f"{source}: no such file or folder; give JSON Lines, Parquet, a folder of text files or, for a Hugging Face dataset, "
             f"{HUGGING_FACE}NAME"
@@ -223,7 +225,7 @@ def _rows(
 def _value(where: str, batch: Any, column: str, number: int) -> Any:
     try:
         return batch.column(column)[number].as_py()
-    except (ValueError, OverflowError) as error:  # UTF-8 is not checked before, and not every date is one in Python
+    except (ValueError, OverflowError, KeyError) as error:  # not UTF-8, not a date of Python's, a name twice
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).splitlines()[0]
         raise UserError(f'{where}: "{column}" cannot be read ({reason}); mend or drop the row') from None
 

@@ -272,12 +272,22 @@ def test_a_bad_row_is_refused_with_file_row_field_and_the_columns_there_are(tmp_
     assert refusal(path, text_column="content").startswith(
         f'{path}: row 1: no column "content"; there are: id, text, url (name one with --text-column'
     )
+    for make in (write_parquet, write_records):
+        found = refusal(make(tmp_path / f"other.{make.__name__[6:]}", [{"url": "x"}]))
+        assert 'no column "text"; there are: url' in found
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    assert 'row 1: "text" cannot be read' in refusal(tmp_path / "twice.parquet")
+    (tmp_path / "hub").mkdir()
+    write_parquet(tmp_path / "hub" / "other.parquet", [{"url": "x"}])
+    assert 'no column "text"; there are: url' in refusal(f"hf:{tmp_path / 'hub'}")
     dated = [{"text": "a", "metadata": {"day": datetime.date(2020, 1, 1)}}]
     assert '"metadata" is not JSON' in refusal(write_parquet(tmp_path / "dated.parquet", dated))
 
 
 def test_a_source_without_documents_is_refused(tmp_path: Path) -> None:
     assert "no such file or folder" in refusal(tmp_path / "absent")
+    assert "cannot be read" in refusal(tmp_path / ("long" * 1000))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "image.png").touch()
     assert "no documents in it; expected Parquet, JSON Lines, or text files named .ada" in refusal(tmp_path / "empty")
