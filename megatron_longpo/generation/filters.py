@@ -115,4 +115,5 @@ def _units(text: str) -> list[str]:
 
 
 def _same_form(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).split())
+    """Normalise, fold case, and normalise what that made."""
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold()).split())

@@ -51,8 +51,8 @@ VOCABULARY = {
     "|author|narrator|paragraph|book|novel|content|information|material|source|extract|snippet)s?(?: itself| here|,? as)?"
     "(?: (?:that )?(?:(?:is|was|you|have) )*(?:provided|given|gave|shared|above))?",
     "GOING_BY": "based on|according to|from|in|within|given|judging by",
-    "TELL": "say|state|mention|specify|tell|explain|indicate|reveal|disclose|clarify|describe|discuss|address|identify|answer"
-    r"|elaborate|make clear|make it clear|go into|(?:give|offer|provide|contain|include|have) .{0,40}?\bMATTER",
+    "TELL": "say|state|mention|specify|tell|explain|indicate|reveal|disclose|clarify|describe|discuss|address|identify|name"
+    r"|answer|elaborate|make clear|make it clear|go into|(?:give|offer|provide|contain|include|have) .{0,40}?\bMATTER",
     "MATTER": "information|details?|answers?|explanations?|reasons?|mention|indication|account|descriptions?|context|examples?"
     "|data|clues?|references?",
     "TOLD": "mentioned|stated|specified|given|provided|explained|indicated|revealed|described|discussed|addressed|found|known"

@@ -1,3 +1,4 @@
+import random
 import time
 import unicodedata
 from typing import get_args
@@ -25,7 +26,7 @@ from megatron_longpo.generation.phrases import (
     is_untold,
     sentences_of,
 )
-from megatron_longpo.generation.repetition import MAX_CHARACTERS, repeated_share
+from megatron_longpo.generation.repetition import DENSE_RUN, MAX_CHARACTERS, RUN, repeated_share
 from megatron_longpo.utils.errors import UserError
 
 SETTINGS = FilterSettings()
@@ -224,6 +225,7 @@ def test_the_question_again_is_no_answer(text: str, question: str) -> None:
         ("Emma is older than Harriet.", "Is Emma older than Harriet?"),
         ("Why does Emma leave the ball? She is tired of it.", "Why does Emma leave the ball?"),
         ("What is a man profited, if he shall gain the whole world?", "What does he ask?"),
+        ("Emma?", "Who is older, Emma or Harriet?"),
         ("Emma leaves.", ""),
     ],
 )
@@ -249,6 +251,28 @@ def test_lists_poems_tables_and_code_are_no_loops(text: str) -> None:
 def test_the_share_of_a_loop_is_what_follows_its_first_round(period: list[str], rounds: int) -> None:
     length = (len(period) + 1) * rounds - 1
     assert repeated_share(f"{''.join(period)} " * rounds) == (length - len(period) - 1) / length
+
+
+@pytest.mark.parametrize(
+    ("letters", "run"),
+    [("abcdefghijklmnopqrstuvwxyz0123456789", RUN), ("".join(map(chr, range(0x4E00, 0x4F00))), DENSE_RUN)],
+)
+def test_a_repeat_is_a_run_that_words_of_its_script_need_to_say_something(letters: str, run: int) -> None:
+    rng = random.Random(0)
+
+    def share(length: int) -> float:
+        again = "".join(rng.choices(letters, k=length))
+        text = " ".join(f"{''.join(rng.choices(letters, k=300))} {again}" for _ in range(10))
+        return repeated_share(text) * len(text)
+
+    # It may be longer by the spaces around it, and by letters behind them that agree by chance.
+    assert 9 * run <= share(run) <= 9 * (run + 4)
+    assert share(run - 5) == 0
+
+
+def test_what_stands_beyond_the_limit_is_not_looked_at() -> None:
+    head = " ".join(map(str, range(20000)))[:MAX_CHARACTERS]
+    assert repeated_share(head + " the end" * 50000) == repeated_share(head) < 0.1
 
 
 @given(ANY_TEXT)
@@ -299,6 +323,7 @@ def test_an_answer_that_was_cut_off_or_is_beyond_the_limit_is_over_long(side: Si
         ("Emma stays.", "Emma stays.", "identical"),
         ("Emma stays.", "  emma\n STAYS. ", "identical"),
         ("caf\u00e9", "cafe\u0301", "identical"),
+        ("\u03b1\u0345\u0301", "\u03b1\u0301\u0345", "identical"),  # marks that folding case turns into a letter
         ("Emma stays.", "Emma stays", None),
         ("Emma stays.", "Emma leaves.", None),
     ],
