@@ -68,6 +68,7 @@ DECLINES = (
     ".{0,200}?[,;:] (?:but|however,?) UNABLE (?:ADVERB )*ASKED",
     r"(?:SORRY\b.{0,80}?)?\bi (?:do(?:n't| not) (?:ADVERB )*have|lack) (?:direct |any )*access to SOURCE",
     r"(?:SORRY\b.{0,120}?)?\b(?:PLEASE )+GIVE (?:the|your|more|an?|additional|some|me)\b.{0,60}?\bWANTED\b",
+    r"(?:SORRY\b.{0,80}?)?\bi (?:would )?need (?:some |a bit )?(?:more|additional) WANTED\b",
     "(?:hello|hi|sure|certainly|of course)?[,.! ]*(?:how|what) (?:can|may) i (?:help|assist|do for) ",
     r"(?:hello|hi|sure|certainly|of course)?[,.! ]*i'm (?:ready|here|happy) to (?:help|assist)\b",
 )
@@ -81,16 +82,21 @@ SPEAKS_AS_AI = (
     r".{0,200}?\bmy (?:last |latest |most recent )?(?:training data|training cut-?off|knowledge cut-?off|knowledge update)\b",
 )
 NOT_TOLD = (
-    r"TEXT (?:do(?:es)? not|do(?:es)?n't|did not|didn't|never|fails? to|cannot|can't) (?:ADVERB )*TELL\b",
+    r"TEXT (?:do(?:es)? not|do(?:es)?n't|did not|didn't|never|fails? to) (?:ADVERB )*TELL\b",
+    r"TEXT (?:(?:says?|tells us|states|mentions) nothing|(?:is|are) silent"
+    r"|(?:gives?|offers?|provides?|contains?|makes?|includes?|has|have) no (?:\w+ ){0,2}MATTER)\b",
+    r"nothing (?:in|within) TEXT\b",
+    r"(?:\S+ ){1,8}(?:is|was|are|were) not (?:ADVERB )*(?:TOLD (?:in|by|from|within) TEXT|(?:stated|mentioned|specified)\W*$)",
+    "(?:the |an )?answer (?:\\S+ ){0,8}is not in TEXT",
     r"(?:(?:the|this|that|it|an?|any|answer|question|information|name|reason|detail|date) )*"
     r"(?:(?:is|was|are|has|have|can|could) ?)?(?:not|never|nowhere)(?: be| been)? (?:ADVERB )*TOLD"
     r"(?=\W*$| (?:(?:in|by|from|within) TEXT|here|ASKING)\b)",
     r"(?:it is|it's|it would be) (?:\w+ )?(?:impossible|not possible|unclear|difficult|not clear) "
     r"(?:to (?:determine|say|tell|know|answer|provide|give|infer)|from|ASKING)\b",
-    r"(?:there is|there's|there are|there was) TOO_LITTLE (?:\w+ )?(?:(?:mention|information|answer)s?\b"
+    r"(?:there(?:'s| is| are| was) TOO_LITTLE|there (?:is|are)n't (?:any|enough)) (?:\w+ )?(?:(?:mention|information|answer)s?\b"
     r"|(?:\w+ ){1,8}(?:in|from|within) TEXT)",
-    r"(?:TOO_LITTLE) (?:\w+ )?(?:information|answer|mention|details?|context) (?:is |was |are |were )?"
-    r"(?:TOLD|to|about|in|of|on)\b",
+    r"TOO_LITTLE (?:\w+ )?(?:information|answer|mention|details?|context)(?: is| was| are| were)?"
+    r"(?: (?:TOLD|to|about|in|of|on)\b|\W*$)",
     r"i(?:'m| am) not (?:sure|certain)\b",
     r"i (?:ADVERB )*(?:do(?:n't| not)|cannot|can't|couldn't|could not) (?:\w+ )?(?:know|find|see|tell|determine|locate"
     r"|have (?:enough|sufficient|any|the|that|this) (?:\w+ )?(?:information|context|details))\b",

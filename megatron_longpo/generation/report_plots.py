@@ -132,7 +132,7 @@ def _render(draw: Callable[[Figure], None], label: str, height: float = HEIGHT) 
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True)
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
     opening = rf'<svg viewBox="0 0 {72 * WIDTH:g} {72 * height:g}" role="img" aria-label="{label}">'
     svg = re.sub(r"<svg\b[^>]*>", opening, svg[svg.index("<svg") :], count=1)
