@@ -26,6 +26,8 @@ REQUIRES = [
     "safetensors>=0.5",
     "sentencepiece>=0.2.3",
     "jinja2>=3.1",
+    "httpx2>=2",  # what transformers' own hub client uses
+    "matplotlib>=3.8",
     "pyarrow>=15",
     "psutil>=5.9",
     "tensorboard>=2.15",
@@ -37,8 +39,8 @@ EXTRAS = {
     # Megatron-Core finds it; the package of that name on PyPI is another project.
     "gpu": ["transformer-engine[pytorch]>=2.5", "flash-attn>=2.7"],
     "wandb": ["wandb>=0.17"],
-    # Reads the model that `make quickstart` trains (a GGUF file, for which transformers wants accelerate) and draws its plot.
-    "quickstart": ["accelerate>=1", "gguf>=0.10", "matplotlib>=3.8"],
+    # Reads the model that `make quickstart` trains: a GGUF file, for which transformers wants accelerate.
+    "quickstart": ["accelerate>=1", "gguf>=0.10"],
     "docs": ["mkdocs>=1.6"],
 }
 # Other implementations that the tests compare with, and the tools.
@@ -55,6 +57,7 @@ EXTRAS["dev"] = [
     "pytest-timeout>=2.3",
     "ruff>=0.6",
     "trl>=1",
+    "xllamacpp>=2026.1",  # a real OpenAI-compatible server, on the CPU
 ]
 
 setup(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,22 +18,58 @@ class Completion:
 
     Attributes:
         text: without special tokens and without white space around it.
-        finish_reason: ``"stop"`` if the model ended it, ``"length"`` if the limit did.
+        finish_reason: ``"stop"`` if the model ended it, ``"length"`` if the limit did, ``"failed"`` if there is none: the server
+            refused the request, or gave no usable answer however often it was asked.
         num_tokens: tokens generated, the end-of-turn token included.
+        error: why it failed.
     """
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "failed"]
     num_tokens: int
+    error: str = ""
 
 
 class Engine(Protocol):
-    """Answers user messages, each the only one of its conversation."""
+    """Answers user messages, each the only one of its conversation.
 
-    def complete(self, messages: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+    Attributes:
+        group_size: documents that should be worked on as one, their short messages in one call.
+        concurrency: such groups at a time.
+    """
+
+    @property
+    def group_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def concurrency(self) -> int: ...  # noqa: D102
+
+    def complete(
+        self, messages: Sequence[str], sampling: Sampling, seeds: Sequence[int], done: Collection[int] = ()
+    ) -> Iterator[Mapping[int, Completion]]:
         """Answer each message, drawing its tokens from its own seed.
 
         The messages of one call may start alike (a document, and a question each); an engine may read such a start once.
+
+        Args:
+            messages: all of them.
+            sampling: how answers are drawn.
+            seeds: one a message.
+            done: places of messages whose answers are known. What the others get does not depend on which these are.
+
+        Yields:
+            Answers by place as they come. Those that depend on each other's company (rows of a batch) come together.
+
+        Raises:
+            UserError: no more can be had now; every answer that was given has been yielded.
+        """
+        ...
+
+    def score(self, messages: Sequence[str], answers: Sequence[str]) -> list[float]:
+        """Sum the log-probs of each answer and the token that ends it, in nats, after its message.
+
+        Raises:
+            UserError: the engine cannot.
         """
         ...
 
@@ -50,6 +87,7 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:  # noqa: D107
         self.tokenizer = tokenizer
+        self._lock = threading.Lock()  # the library's tokenizers lend their state to one thread at a time
 
     @classmethod
     def load(cls, path: Path) -> ChatTokenizer:
@@ -71,14 +109,22 @@ class ChatTokenizer:
         return cls(tokenizer)
 
     def encode_message(self, message: str) -> list[int]:
-        """Return the ids of a conversation of one user message, up to where the answer starts."""
+        """Return the ids of `render_message`."""
+        return self.encode(self.render_message(message))
+
+    def render_message(self, message: str) -> str:
+        """Return the text of a conversation of one user message, up to where the answer starts."""
         conversation = [{"role": "user", "content": message}]
-        rendered = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        return self.encode(rendered)
+        return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+
+    def end_answer(self, answer: str) -> str:
+        """Return the text of an answer as a model writes it after its prompt: with the token that ends a turn."""
+        return answer + str(self.tokenizer.eos_token)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without added special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        with self._lock:
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer's ids, without special tokens and white space around it."""
@@ -88,7 +134,9 @@ class ChatTokenizer:
         """Return the number of tokens of each text alone."""
         if not texts:
             return []
-        return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+        with self._lock:
+            encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [len(ids) for ids in encoded]
 
     def find_special_token(self, text: str) -> str | None:
         """Return a special token that occurs in a text as words, where a template would turn it into a real one."""

@@ -5,68 +5,87 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_longpo.utils.errors import UserError
 
 
 class Journal:
-    """An append-only file of JSON lines ``{"key": str, "value": ...}``, each on disk before the next piece of work starts.
+    """An append-only file of JSON lines ``{"entries": [[key, value], ...]}``, each line on disk before its writer goes on.
 
-    A key is written once. A line that an interruption cut short is removed at the next opening. One process at a time may
-    have it open.
+    The entries of a line stand or fall together. A line that an interruption cut short is removed at the next opening. One
+    process at a time may write; its threads may all do. Only the places of the entries are held in memory.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or create a journal.
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open or create a journal; ``read_only`` opens one that exists, whoever writes to it.
 
         Raises:
-            UserError: another process has it open, or a line before the last is damaged.
+            UserError: another process is writing to it, there is none to read, or a line before the last is damaged.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise UserError(f"{path}: another process is writing to it; wait for it, or give another --output") from None
-        self._offsets: dict[str, int] = {}
-        self._index()
+        self._lock = threading.Lock()
+        self._places: dict[str, tuple[int, int]] = {}  # offset of the line, place in it
+        if read_only:
+            try:
+                self._file: BinaryIO = path.open("rb")
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}; run this shard first") from None
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._file.close()
+                raise UserError(f"{path}: another process is writing to it; wait for it, or give another --output") from None
+        whole = self._index()
+        if not read_only:
+            self._file.truncate(whole)
 
-    def _index(self) -> None:
+    def _index(self) -> int:
+        """Find every entry; returns where the last whole line ends."""
         self._file.seek(0)
         offset = 0
         for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
                 break
             try:
-                self._offsets[json.loads(line)["key"]] = offset
+                self._place(offset, [key for key, _ in json.loads(line)["entries"]])
             except (ValueError, KeyError, TypeError):
                 self.close()
                 raise UserError(f"{self.path}:{number}: not a line of a journal; remove the file to start again") from None
             offset += len(line)
-        self._file.truncate(offset)
+        return offset
+
+    def _place(self, offset: int, keys: list[str]) -> None:
+        self._places |= {key: (offset, place) for place, key in enumerate(keys)}
 
     def __contains__(self, key: str) -> bool:
-        """Whether the work of this key is done."""
-        return key in self._offsets
+        """Whether there is an entry of this key."""
+        return key in self._places
 
     def read(self, key: str) -> Any:
         """Return the value of a key."""
-        self._file.seek(self._offsets[key])
-        return json.loads(self._file.readline())["value"]
+        offset, place = self._places[key]
+        with self._lock:
+            self._file.seek(offset)
+            line = self._file.readline()
+        return json.loads(line)["entries"][place][1]
 
-    def append(self, key: str, value: Any) -> None:
-        """Add a value and wait until it is on disk."""
-        offset = self._file.seek(0, os.SEEK_END)
-        line = json.dumps({"key": key, "value": value}, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._offsets[key] = offset
+    def append(self, entries: Mapping[str, Any]) -> None:
+        """Add entries, all or none, and wait until they are on disk."""
+        line = json.dumps({"entries": list(entries.items())}, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            offset = self._file.seek(0, os.SEEK_END)
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._place(offset, list(entries))
 
     def close(self) -> None:
         """Close the file, which frees it for another process."""

@@ -1,93 +1,34 @@
 """A document to a record of pairs: window, chunks, questions, chosen answers from the chunks, rejected from the whole window.
 
-A turn carries the ids of its document, its chunk and itself from the first step to the record, so nothing is matched up by
-position in a list.
+A turn carries its chunk from the first step to the record, so nothing is matched up by position in a list.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from megatron_longpo.generation import prompts
+from megatron_longpo.generation import checks
+from megatron_longpo.generation.asking import Asker, Request, Step
+from megatron_longpo.generation.chunkers import CHUNKERS
 from megatron_longpo.generation.chunking import Chunk, choose_window, pack_chunks, split_units, trim
 from megatron_longpo.generation.documents import Document
 from megatron_longpo.generation.engine import ChatTokenizer, Completion, Engine
+from megatron_longpo.generation.filters import check_answer, check_pair
+from megatron_longpo.generation.prompts import join_context
 from megatron_longpo.generation.questions import parse_questions
 from megatron_longpo.generation.randomness import derive_random, derive_seed
+from megatron_longpo.generation.records import describe_settings, make_record
 from megatron_longpo.generation.settings import GenerationSettings
+from megatron_longpo.generation.work import Outcome, Turn, Work
 from megatron_longpo.utils.errors import UserError
 
 TURN_MARGIN_TOKENS = 8
 """Room in a turn for tokens that differ when an answer is encoded again inside its conversation."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of a document.
-
-    Attributes:
-        record: the line of the output, or None if the document was dropped.
-        drops: for each reason, how often something was dropped: ``document: ...``, ``chunk: ...`` or ``turn: ...``.
-    """
-
-    record: dict[str, Any] | None
-    drops: dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A question of a chunk, and the phrase that leads to it."""
-
-    chunk: Chunk
-    lead_in: str
-    text: str
-
-    @property
-    def instruction(self) -> str:
-        """What the user asks, in the short context and in the long one."""
-        return prompts.instruction(self.lead_in, self.text)
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """A question with both of its answers."""
-
-    question: Question
-    chosen: Completion
-    rejected: Completion
-
-
-@dataclasses.dataclass
-class _Work:
-    """A document on its way.
-
-    Attributes:
-        document: the document.
-        start: first character of the part that fits.
-        end: one past its last character.
-        waiting: chunks not asked about yet, in the order of asking.
-        answered: questions with their chosen answers, which wait for the rejected ones.
-        turns: finished turns.
-        drops: what was dropped, by reason.
-    """
-
-    document: Document
-    start: int
-    end: int
-    waiting: list[Chunk]
-    answered: list[tuple[Question, Completion]]
-    turns: list[Turn]
-    drops: collections.Counter[str]
-
-    @property
-    def long_context(self) -> str:
-        return self.document.text[self.start : self.end]
-
-    def text_of(self, chunk: Chunk) -> str:
-        return self.document.text[chunk.start : chunk.end]
+QuestionMaker = Callable[[str, int, int], Sequence[str]]
+"""A user's own generator: a chunk's text, how many questions, and a seed -> questions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +41,8 @@ class Generator:
         tokenizer: the model's.
         context_length: most positions that the model may be given; what is longer is dropped, never cut.
         settings: the rest.
+        make_questions: writes the questions in the model's place.
+        questions_by: its name, for the record.
     """
 
     short: Engine
@@ -107,6 +50,8 @@ class Generator:
     tokenizer: ChatTokenizer
     context_length: int
     settings: GenerationSettings
+    make_questions: QuestionMaker | None = None
+    questions_by: str = "model"
 
     def document_budget(self) -> int:
         """Return the most tokens of a long context that leave room for every turn of the conversation.
@@ -121,7 +66,8 @@ class Generator:
                 f"far (usually with --rotary-base), say so with --context-length {settings.seq_length}"
             )
         template = len(self.tokenizer.encode_message(""))
-        instruction = max(self.tokenizer.count_tokens(settings.lead_ins)) + settings.max_question_tokens
+        frame = [settings.prompts.instruct(lead_in, "?") for lead_in in settings.lead_ins]
+        instruction = max(self.tokenizer.count_tokens(frame)) + settings.max_question_tokens
         turn = template + instruction + settings.answer_sampling.max_new_tokens + TURN_MARGIN_TOKENS
         budget = settings.seq_length - settings.num_turns * turn
         if budget < settings.min_chunk_tokens:
@@ -131,32 +77,39 @@ class Generator:
             )
         return budget
 
-    def make_records(self, documents: Sequence[Document]) -> Iterator[Outcome]:
+    def make_records(self, documents: Sequence[Document], asker: Asker) -> Iterator[Outcome]:
         """Make the record of each document in order, or tell why there is none.
 
         The short prompts of all documents go to the engine together; each document's long prompts go together.
         """
-        works = [self._start(document) for document in documents]
-        self._answer_from_chunks(works)
+        works = [self.start(document) for document in documents]
+        self._answer_from_chunks(works, asker)
         for work in works:
-            self._answer_from_document(work)
+            self._answer_from_document(work, asker)
             while self._num_missing(work) and work.waiting:
-                self._answer_from_chunks([work])
-                self._answer_from_document(work)
-            yield self._finish(work)
+                self._answer_from_chunks([work], asker)
+                self._answer_from_document(work, asker)
+            yield self._finish(work, asker)
 
-    def _start(self, document: Document) -> _Work:
+    def start(self, document: Document) -> Work:
         """Choose the part of the document that fits, and cut that part into chunks.
 
         Chunks are taken from what remains, so the cut is outside of every one of them.
         """
         settings, text, count = self.settings, document.text, self.tokenizer.count_tokens
-        work = _Work(document, 0, len(text), [], [], [], collections.Counter())
+        work = Work(document, end=len(text))
         if special := self.tokenizer.find_special_token(text):
             work.drops[f"document: text has the special token {special}"] += 1
             return work
+        [work.num_tokens] = count([text])
+        if work.num_tokens < settings.min_document_tokens:
+            work.drops["document: fewer tokens than --min-document-tokens"] += 1
+            return work
+        if work.num_tokens > (settings.max_document_tokens or settings.seq_length):
+            work.drops["document: more tokens than --max-document-tokens"] += 1
+            return work
         budget = self.document_budget()
-        units = split_units(text, min(settings.max_chunk_tokens, budget), count)
+        units = split_units(text, min(settings.max_chunk_tokens, budget), count, CHUNKERS[document.domain])
         rng = derive_random(settings.seed, document.document_id, "window")
         window = choose_window(text, units, budget, count, rng)
         if len(window) < len(units):
@@ -164,137 +117,192 @@ class Generator:
         chunks = pack_chunks(text, window, settings.min_chunk_tokens, settings.max_chunk_tokens, count)
         if not chunks:
             work.drops["document: no chunk between the token bounds"] += 1
+        if document.questions:
+            chunks = self._with_given_questions(work, chunks)
         work.waiting = derive_random(settings.seed, document.document_id, "chunks").sample(chunks, len(chunks))
         return work
 
-    def _num_missing(self, work: _Work) -> int:
-        return self.settings.num_turns - len(work.turns) - len(work.answered)
+    def _with_given_questions(self, work: Work, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """Keep the chunks that hold what one of the document's own questions is about."""
+        for question in work.document.questions:
+            if not any(chunk.start <= question.start and question.end <= chunk.end for chunk in chunks):
+                work.drops["question: what it is about is in no single chunk"] += 1
+        return [chunk for chunk in chunks if self._given(work, chunk)]
 
-    def _answer_from_chunks(self, works: Sequence[_Work]) -> None:
+    @staticmethod
+    def _given(work: Work, chunk: Chunk) -> list[str]:
+        asked = work.document.questions
+        return [question.text for question in asked if chunk.start <= question.start and question.end <= chunk.end]
+
+    def _num_missing(self, work: Work) -> int:
+        return self.settings.num_turns - len(work.turns) - len(work.open)
+
+    def _answer_from_chunks(self, works: Sequence[Work], asker: Asker) -> None:
         """Find questions and their chosen answers for as many chunks as turns are missing; others replace those that fail."""
         while asked := [(work, chunk) for work in works for chunk in work.waiting[: self._num_missing(work)]]:
             for work, chunk in asked:
                 work.waiting.remove(chunk)
-            questions = [(work, question) for work, question in self._ask(asked) if self._question_fits(work, question)]
-            messages = [prompts.join_context(work.text_of(question.chunk), question.instruction) for work, question in questions]
-            seeds = [self._seed(work, question.chunk, "chosen") for work, question in questions]
-            answers = self.short.complete(messages, self.settings.answer_sampling, seeds)
-            for (work, question), answer in zip(questions, answers, strict=True):
-                if self._is_usable(work, answer, "chosen"):
-                    work.answered.append((question, answer))
+            turns = self._ask(asked, asker)  # their prompts fit: `document_budget` has left room for them
+            requests = [self._request(work, turn, work.text_of(turn.chunk), "chosen") for work, turn in turns]
+            answers = asker.complete(self.short, requests, self.settings.answer_sampling)
+            answered = [
+                (work, dataclasses.replace(turn, chosen=answer))
+                for (work, turn), answer in zip(turns, answers, strict=True)
+                if self._is_usable(work, turn, answer, "chosen")
+            ]
+            for work, turn in self._judge_chosen(answered, asker):
+                work.open.append(turn)
 
-    def _ask(self, asked: list[tuple[_Work, Chunk]]) -> list[tuple[_Work, Question]]:
-        """Let the model write questions about each chunk and keep one of them; a chunk without one is dropped."""
-        settings, limit = self.settings, self.settings.question_sampling.max_new_tokens
-        fitting: list[tuple[_Work, Chunk, str]] = []
-        for work, chunk in asked:
-            message = prompts.question_message(work.text_of(chunk), settings.num_questions)
-            if self._fits(message, limit):
-                fitting.append((work, chunk, message))
-            else:
-                work.drops["chunk: prompt for questions beyond the context length"] += 1
-        seeds = [self._seed(work, chunk, "questions") for work, chunk, _ in fitting]
-        outputs = self.short.complete([message for _, _, message in fitting], settings.question_sampling, seeds)
+    def _ask(self, asked: list[tuple[Work, Chunk]], asker: Asker) -> list[tuple[Work, Turn]]:
+        """Find questions about each chunk and keep one of them; a chunk without one is dropped."""
+        settings = self.settings
         found = []
-        for (work, chunk, _), output in zip(fitting, outputs, strict=True):
-            questions = parse_questions(output.text, finished=output.finish_reason == "stop")
+        for (work, chunk), (questions, problem) in zip(asked, self._candidates(asked, asker), strict=True):
             lengths = self.tokenizer.count_tokens(questions)
             usable = [text for text, length in zip(questions, lengths, strict=True) if length <= settings.max_question_tokens]
             if not usable:
-                work.drops["chunk: question too long" if questions else "chunk: no question in the model's output"] += 1
+                work.drops["chunk: question too long" if questions else f"chunk: {problem}"] += 1
                 continue
-            rng = derive_random(settings.seed, work.document.document_id, chunk.index, "choice")
-            found.append((work, Question(chunk, lead_in=rng.choice(settings.lead_ins), text=rng.choice(usable))))
+            rng = derive_random(settings.seed, work.document_id, chunk.index, "choice")
+            lead_in, question = rng.choice(settings.lead_ins), rng.choice(usable)
+            instruction = settings.prompts.instruct(lead_in, question)
+            found.append((work, Turn(chunk=chunk, lead_in=lead_in, question=question, instruction=instruction)))
         return found
 
-    def _answer_from_document(self, work: _Work) -> None:
+    def _candidates(self, asked: list[tuple[Work, Chunk]], asker: Asker) -> list[tuple[list[str], str]]:
+        """Questions about each chunk, from the document, the user's generator or the model, and why there may be none."""
+        settings = self.settings
+        found: dict[int, tuple[list[str], str]] = {}
+        requests: dict[int, Request] = {}
+        for place, (work, chunk) in enumerate(asked):
+            message = settings.prompts.ask_questions(work.text_of(chunk), settings.num_questions)
+            seed = self._seed(work, chunk, "questions")
+            if work.document.questions:
+                found[place] = self._given(work, chunk), "no question"
+            elif self.make_questions is not None:
+                made = self.make_questions(work.text_of(chunk), settings.num_questions, seed)
+                found[place] = [text for text in made if text.strip()], "no question of the question generator"
+            elif self._fits(message, settings.question_sampling.max_new_tokens):
+                requests[place] = Request(Step(work.document_id, chunk.index, "questions"), message, seed)
+            else:
+                found[place] = [], "prompt for questions beyond the context length"
+        outputs = asker.complete(self.short, list(requests.values()), settings.question_sampling)
+        for place, output in zip(requests, outputs, strict=True):
+            failed = output.finish_reason == "failed"
+            questions = parse_questions(output.text, finished=output.finish_reason == "stop")
+            found[place] = questions, "request failed" if failed else "no question in the model's output"
+        return [found[place] for place in range(len(asked))]
+
+    def _answer_from_document(self, work: Work, asker: Asker) -> None:
         """Complete the turns that have a chosen answer with a rejected one."""
-        messages = [prompts.join_context(work.long_context, question.instruction) for question, _ in work.answered]
-        seeds = [self._seed(work, question.chunk, "rejected") for question, _ in work.answered]
-        answers = self.long.complete(messages, self.settings.answer_sampling, seeds)
-        for (question, chosen), rejected in zip(work.answered, answers, strict=True):
-            if self._is_usable(work, rejected, "rejected"):
-                work.turns.append(Turn(question, chosen, rejected))
-        work.answered.clear()
+        requests = [self._request(work, turn, work.long_context, "rejected") for turn in work.open]
+        answers = asker.complete(self.long, requests, self.settings.answer_sampling)
+        both = []
+        for turn, answer in zip(work.open, answers, strict=True):
+            if self._is_usable(work, turn, answer, "rejected"):
+                whole = dataclasses.replace(turn, rejected=answer)
+                assert turn.chosen is not None
+                reason = check_pair(turn.chosen.text, answer.text, self.settings.filters)
+                if reason:
+                    work.drop_turn(whole, "pair", reason)
+                else:
+                    both.append((work, whole))
+        work.open.clear()
+        work.turns += [turn for _, turn in self._weigh(self._judge_pairs(both, asker), asker)]
 
-    def _is_usable(self, work: _Work, answer: Completion, side: str) -> bool:
-        """Tell whether an answer can be in a turn, and count the turn as dropped if not."""
-        if not answer.text:
-            work.drops[f"turn: empty {side} answer"] += 1
-            return False
-        if self.settings.drop_cut_off and answer.finish_reason == "length":
-            work.drops[f"turn: {side} answer cut off"] += 1
-            return False
-        return True
+    def _judge_chosen(self, items: list[checks.Item], asker: Asker) -> list[checks.Item]:
+        if self.settings.verify == "off":
+            return items
+        verdicts = checks.judge_chosen(asker, self.short, self.settings.prompts, items)
+        judged = [
+            (work, dataclasses.replace(turn, verified_chosen=verdict))
+            for (work, turn), verdict in zip(items, verdicts, strict=True)
+        ]
+        reason = "verifier: the chosen answer does not answer"
+        return self._keep(judged, self.settings.verify, lambda turn: turn.verified_chosen is not False, reason)
 
-    def _finish(self, work: _Work) -> Outcome:
-        """Write the record, turns in the order of their chunks."""
+    def _judge_pairs(self, items: list[checks.Item], asker: Asker) -> list[checks.Item]:
+        if self.settings.verify == "off":
+            return items
+        verdicts = checks.judge_pairs(asker, self.short, self.settings.prompts, items)
+        judged = [
+            (work, dataclasses.replace(turn, verified_better=verdict))
+            for (work, turn), verdict in zip(items, verdicts, strict=True)
+        ]
+        reason = "verifier: the rejected answer is better"
+        return self._keep(judged, self.settings.verify, lambda turn: turn.verified_better is not False, reason)
+
+    def _weigh(self, items: list[checks.Item], asker: Asker) -> list[checks.Item]:
+        settings = self.settings
+        if settings.logprob_margin == "off":
+            return items
+        margins = checks.logprob_margins(asker, self.short, items)
+        weighed = [
+            (work, dataclasses.replace(turn, logprob_margin=margin)) for (work, turn), margin in zip(items, margins, strict=True)
+        ]
+        least = settings.min_logprob_margin
+        reason = "log-prob margin below --min-logprob-margin"
+        return self._keep(weighed, settings.logprob_margin, lambda turn: (turn.logprob_margin or 0.0) >= least, reason)
+
+    @staticmethod
+    def _keep(items: list[checks.Item], mode: str, is_good: Callable[[Turn], bool], reason: str) -> list[checks.Item]:
+        """Drop what is not good where a check filters."""
+        kept = []
+        for work, turn in items:
+            if mode == "filter" and not is_good(turn):
+                work.drop_turn(turn, "check", reason)
+            else:
+                kept.append((work, turn))
+        return kept
+
+    def _is_usable(self, work: Work, turn: Turn, answer: Completion, side: str) -> bool:
+        """Tell whether an answer can be in a turn, and drop the turn if not."""
+        if answer.finish_reason == "failed":
+            reason: str | None = "request failed"
+        elif not answer.text:
+            reason = "empty answer"
+        else:
+            reason = check_answer(
+                answer.text,
+                "chosen" if side == "chosen" else "rejected",
+                finish_reason=answer.finish_reason,
+                num_tokens=answer.num_tokens,
+                settings=self.settings.filters,
+                question=turn.question,
+            )
+        if reason:
+            answered: dict[str, Any] = {side: answer}
+            work.drop_turn(dataclasses.replace(turn, **answered), side, f"{side} answer: {reason}")
+        return reason is None
+
+    def _finish(self, work: Work, asker: Asker) -> Outcome:
+        """Write the record, turns in the order of their chunks or shuffled."""
+        failed = asker.failures[work.document_id]
         if not work.turns:
             if not any(reason.startswith("document:") for reason in work.drops):
                 work.drops["document: no turn left"] += 1
-            return Outcome(None, dict(work.drops))
-        return Outcome(self._record(work, sorted(work.turns, key=lambda turn: turn.question.chunk.index)), dict(work.drops))
+            return Outcome(None, dict(work.drops), work.dropped, failed)
+        turns = sorted(work.turns, key=lambda turn: turn.chunk.index)
+        if self.settings.turn_order == "shuffled":
+            derive_random(self.settings.seed, work.document_id, "order").shuffle(turns)
+        return Outcome(make_record(work, turns, self.describe()), dict(work.drops), work.dropped, failed)
 
-    def _seed(self, work: _Work, chunk: Chunk, step: str) -> int:
-        return derive_seed(self.settings.seed, work.document.document_id, chunk.index, step)
+    def _request(self, work: Work, turn: Turn, context: str, name: str) -> Request:
+        step = Step(work.document_id, turn.chunk.index, name)
+        return Request(step, join_context(context, turn.instruction), self._seed(work, turn.chunk, name))
 
-    def _question_fits(self, work: _Work, question: Question) -> bool:
-        """Tell whether both prompts of a question fit, and count the turn as dropped if not."""
-        limit = self.settings.answer_sampling.max_new_tokens
-        contexts = (work.text_of(question.chunk), work.long_context)
-        fits = all(self._fits(prompts.join_context(context, question.instruction), limit) for context in contexts)
-        if not fits:
-            work.drops["turn: prompt beyond the context length"] += 1
-        return fits
+    def _seed(self, work: Work, chunk: Chunk, step: str) -> int:
+        return derive_seed(self.settings.seed, work.document_id, chunk.index, step)
 
     def _fits(self, message: str, max_new_tokens: int) -> bool:
         return len(self.tokenizer.encode_message(message)) + max_new_tokens <= self.context_length
 
-    def _record(self, work: _Work, turns: list[Turn]) -> dict[str, Any]:
-        """Write a record in the format of docs/data-format.md."""
-        document = work.document
-        return {
-            "document_id": document.document_id,
-            "long_context": work.long_context,
-            "turns": [
-                {
-                    "short_context": work.text_of(turn.question.chunk),
-                    "instruction": turn.question.instruction,
-                    "chosen": turn.chosen.text,
-                    "rejected": turn.rejected.text,
-                }
-                for turn in turns
-            ],
-            "metadata": {
-                "document": document.metadata,
-                "document_characters": len(document.text),
-                "long_context_start": work.start,
-                "long_context_end": work.end,
-                "turns": [_describe_turn(document.document_id, number, turn) for number, turn in enumerate(turns)],
-                "generation": self.describe(),
-            },
-        }
-
     def describe(self) -> dict[str, Any]:
         """Return the settings and engines that made a record, as JSON values."""
-        settings = dataclasses.asdict(self.settings)
-        del settings["lead_ins"]
-        return {**settings, "context_length": self.context_length, "short": self.short.describe(), "long": self.long.describe()}
-
-
-def _describe_turn(document_id: str, turn_id: int, turn: Turn) -> dict[str, Any]:
-    """Tell where a turn comes from; the character offsets are those of the document that was read."""
-    return {
-        "document_id": document_id,
-        "chunk_id": turn.question.chunk.index,
-        "turn_id": turn_id,
-        "chunk_start": turn.question.chunk.start,
-        "chunk_end": turn.question.chunk.end,
-        "chunk_tokens": turn.question.chunk.num_tokens,
-        "lead_in": turn.question.lead_in,
-        "question": turn.question.text,
-        "finish_reason_chosen": turn.chosen.finish_reason,
-        "finish_reason_rejected": turn.rejected.finish_reason,
-        "tokens_chosen": turn.chosen.num_tokens,
-        "tokens_rejected": turn.rejected.num_tokens,
-    }
+        return {
+            **describe_settings(self.settings),
+            "context_length": self.context_length,
+            "questions_by": self.questions_by,
+            "short": self.short.describe(),
+            "long": self.long.describe(),
+        }

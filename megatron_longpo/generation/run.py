@@ -8,13 +8,54 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, TextIO
 
-from megatron_longpo.generation import prompts
-from megatron_longpo.generation.documents import Document, read_documents
+from megatron_longpo.generation.asking import Asker
+from megatron_longpo.generation.documents import Document, DocumentSource
 from megatron_longpo.generation.journal import Journal
 from megatron_longpo.generation.pipeline import Generator
+from megatron_longpo.generation.records import restore_texts
+from megatron_longpo.generation.report_page import write_report
+from megatron_longpo.generation.shards import Shard, read_share
+from megatron_longpo.generation.statistics import collect
+from megatron_longpo.generation.threads import in_threads
+from megatron_longpo.generation.work import Outcome
+from megatron_longpo.utils.errors import UserError
+
+RUN = "run"
+"""Key of the journal's entry that tells which settings and engines the last run over it had."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run works on.
+
+    Attributes:
+        source: the documents.
+        output: file of records.
+        max_documents: take the first of them only.
+        shard: this run's share.
+        allow_failed: do without the turns whose requests got no answer.
+    """
+
+    source: DocumentSource
+    output: Path
+    max_documents: int | None = None
+    shard: Shard = dataclasses.field(default_factory=Shard)
+    allow_failed: bool = False
+
+    @property
+    def share_of_output(self) -> Path:
+        """Where this run's records go."""
+        return self.shard.path(self.output)
+
+    def documents(self) -> Iterator[Document]:
+        """Read this run's documents."""
+        return read_share(self.source, self.shard, self.max_documents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,87 +67,159 @@ class Summary:
         resumed: of these, those that an earlier run had done.
         records: lines of the output.
         turns: turns in them.
-        cut_off: answers that the token limit ended; preprocessing drops their turns.
         drops: how often something was dropped, by reason.
+        requests: requests of this run.
     """
 
     documents: int
     resumed: int
     records: int
     turns: int
-    cut_off: int
     drops: dict[str, int]
+    requests: int
 
 
-def journal_path(output: Path) -> Path:
-    """Return where the journal of an output lies."""
-    return output.with_name(output.name + ".journal")
+def beside(output: Path, ending: str) -> Path:
+    """Return a file that belongs to an output: its ``journal``, ``dropped.jsonl``, ``report.json`` or ``report.html``."""
+    return output.with_name(f"{output.name}.{ending}")
 
 
-def generate(
-    source: Path, output: Path, generator: Generator, *, group_size: int = 8, max_documents: int | None = None
-) -> Summary:
+def generate(job: Job, generator: Generator) -> Summary:
     """Make the records of all documents and write them, in the documents' order.
 
-    Documents are worked on in groups of ``group_size``, whose short prompts share batches. Every finished document is kept in a
-    journal beside the output, under a key of its text, the settings and the model, so that a re-run does only what is missing.
-    The output appears when it is complete.
+    Every answer and every finished document is kept in a journal beside the output, so that a re-run asks only for what is
+    missing. The output appears when it is complete.
 
     Raises:
-        UserError: the documents cannot be read, or the settings cannot work with this model.
+        UserError: the documents cannot be read, the settings cannot work with this model, an engine gives up, or some requests
+            got no answer and ``allow_failed`` is off.
     """
+    generator.document_budget()
+    described = generator.describe() | {"lead_ins": list(generator.settings.lead_ins)}
+    fingerprint = _hash(described)
+    keys = [_key(fingerprint, document) for document in job.documents()]
+    output = job.share_of_output
+    started = time.monotonic()
+    with Journal(beside(output, "journal")) as journal:
+        asker = Asker(journal)
+        if RUN not in journal or journal.read(RUN)["fingerprint"] != fingerprint:
+            journal.append({RUN: {"fingerprint": fingerprint, "settings": described}})
+        resumed = sum(key in journal for key in keys)
+        failed = _work(job, generator, keys, asker, journal)
+        if failed:
+            raise UserError(
+                f"{sum(asker.failures.values())} requests about {failed} documents got no answer (the first: {asker.first_error}); "
+                f"{output} was not written. The same command asks for them again; --allow-failed does without their turns"
+            )
+        run = {"settings": described, "seconds": round(time.monotonic() - started, 1), **dataclasses.asdict(asker.usage)}
+        return _write(job, output, [journal], fingerprint, resumed, run)
+
+
+def merge(job: Job, count: int) -> Summary:
+    """Join the outputs of ``count`` shards, in the documents' order; no model is needed.
+
+    Raises:
+        UserError: a shard's journal is missing or was made with other settings, or a document is not done.
+    """
+    with ExitStack() as stack:
+        paths = [beside(Shard(index, count).path(job.output), "journal") for index in range(count)]
+        journals = [stack.enter_context(Journal(path, read_only=True)) for path in paths]
+        runs = [journal.read(RUN) if RUN in journal else None for journal in journals]
+        for path, run in zip(paths, runs, strict=True):
+            if run is None or runs[0] is None or run["fingerprint"] != runs[0]["fingerprint"]:
+                raise UserError(f"{path}: was made with other settings than the first shard; run all shards with the same ones")
+        assert runs[0] is not None
+        return _write(job, job.output, journals, runs[0]["fingerprint"], 0, {"settings": runs[0]["settings"], "shards": count})
+
+
+def _work(job: Job, generator: Generator, keys: Sequence[str], asker: Asker, journal: Journal) -> int:
+    """Work on every document that is not done; returns how many stay undone because requests got no answer."""
     from tqdm import tqdm
 
-    generator.document_budget()
-    fingerprint = _fingerprint(generator)
-    keys = [_key(fingerprint, document) for document in _take(source, max_documents)]
-    with Journal(journal_path(output)) as journal:
-        resumed = sum(key in journal for key in keys)
-        work = zip(keys, _take(source, max_documents), strict=True)
-        with tqdm(total=len(keys), initial=resumed, unit="document", desc="generate", disable=None) as progress:
-            while group := list(itertools.islice(work, group_size)):
-                if all(key in journal for key, _ in group):
-                    continue
-                # A group is made as a whole even if parts of it are done: no batch depends on where a run was interrupted.
-                outcomes = generator.make_records([document for _, document in group])
-                for (key, _), outcome in zip(group, outcomes, strict=True):
-                    if key not in journal:
-                        journal.append(key, dataclasses.asdict(outcome))
-                        progress.update()
-        return _write_output(output, keys, journal, resumed)
+    engine = generator.short
+    undone = 0
+
+    def make(group: list[tuple[str, Document]]) -> list[Outcome]:
+        return list(generator.make_records([document for _, document in group], asker))
+
+    started, resumed = time.monotonic(), sum(key in journal for key in keys)
+    with tqdm(total=len(keys), initial=resumed, unit="document", desc="generate", disable=None) as bar:
+        groups = _groups(zip(keys, job.documents(), strict=True), engine.group_size, journal)
+        for group, outcomes in in_threads(make, groups, engine.concurrency):
+            for (key, _), outcome in zip(group, outcomes, strict=True):
+                if outcome.failed and not job.allow_failed:
+                    undone += 1
+                elif key not in journal:
+                    journal.append({key: dataclasses.asdict(outcome)})
+                    bar.update()
+            rate = asker.usage.tokens / (time.monotonic() - started)
+            bar.set_postfix_str(f"{asker.usage.requests} requests, {rate:.1f} tokens/s")
+    return undone
 
 
-def _take(source: Path, max_documents: int | None) -> Iterator[Document]:
-    return itertools.islice(read_documents(source), max_documents)
+def _groups(work: Iterator[tuple[str, Document]], size: int, journal: Journal) -> Iterator[list[tuple[str, Document]]]:
+    """Consecutive documents, without the groups that are done.
+
+    A group is made as a whole even if parts of it are: no batch depends on where a run was interrupted.
+    """
+    while group := list(itertools.islice(work, size)):
+        if not all(key in journal for key, _ in group):
+            yield group
 
 
-def _fingerprint(generator: Generator) -> str:
-    """Hash everything but the document that a record depends on."""
-    wording = {"question": prompts.QUESTION_INSTRUCTION, "lead_ins": generator.settings.lead_ins}
-    return hashlib.sha256(json.dumps([generator.describe(), wording], sort_keys=True).encode()).hexdigest()
+def _write(job: Job, output: Path, journals: Sequence[Journal], fingerprint: str, resumed: int, run: dict[str, Any]) -> Summary:
+    """Write the records, the dropped turns and the report from the journals, of which each has every so-manieth document."""
+    drops: collections.Counter[str] = collections.Counter()
+    documents = records = turns = 0
+
+    def write(kept: TextIO, dropped: TextIO) -> None:
+        nonlocal documents, records, turns
+        for place, document in enumerate(job.documents()):
+            journal, key = journals[place % len(journals)], _key(fingerprint, document)
+            if key not in journal:
+                raise UserError(f"{journal.path}: document {document.document_id!r} is not done; run that shard again")
+            outcome = Outcome(**journal.read(key))
+            documents += 1
+            drops.update(outcome.drops)
+            dropped.writelines(_line(row) for row in outcome.dropped)
+            if outcome.record is not None:
+                records, turns = records + 1, turns + len(outcome.record["turns"])
+                kept.write(_line(restore_texts(outcome.record, document)))
+
+    rejected = beside(output, "dropped.jsonl")
+    _write_files([output, rejected], write)
+    counts = {"documents": documents, "records": records, "turns": turns}
+    statistics = collect(_read_lines(output), _read_lines(rejected), dict(drops), {**run, **counts})
+    write_report(statistics, beside(output, "report.json"), beside(output, "report.html"))
+    return Summary(documents, resumed, records, turns, dict(drops), run.get("requests", 0))
+
+
+def _write_files(paths: Sequence[Path], write: Callable[..., None]) -> None:
+    """Write files that are whole or absent."""
+    partial = [beside(path, "partial") for path in paths]
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in partial]
+        write(*files)
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    for temporary, path in reversed(list(zip(partial, paths, strict=True))):
+        os.replace(temporary, path)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _read_lines(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _key(fingerprint: str, document: Document) -> str:
-    content = json.dumps([fingerprint, document.document_id, document.text, document.metadata], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _write_output(output: Path, keys: list[str], journal: Journal, resumed: int) -> Summary:
-    drops: collections.Counter[str] = collections.Counter()
-    records = turns = cut_off = 0
-    partial = output.with_name(output.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for key in keys:
-            outcome = journal.read(key)
-            drops.update(outcome["drops"])
-            if outcome["record"] is None:
-                continue
-            records += 1
-            for turn in outcome["record"]["metadata"]["turns"]:
-                turns += 1
-                cut_off += (turn["finish_reason_chosen"] == "length") + (turn["finish_reason_rejected"] == "length")
-            file.write(json.dumps(outcome["record"], ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, output)
-    return Summary(len(keys), resumed, records, turns, cut_off, dict(drops))
+    return _hash([fingerprint, dataclasses.asdict(document)])

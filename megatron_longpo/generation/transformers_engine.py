@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,11 @@ FINGERPRINTED = (".safetensors", ".json", ".jinja", ".model")
 class TransformersEngine:
     """A causal language model of `transformers`, decoder-only with rotary positions."""
 
-    def __init__(self, model: Any, tokenizer: ChatTokenizer, *, fingerprint: str, max_batch_tokens: int = 16384) -> None:
+    concurrency = 1
+
+    def __init__(
+        self, model: Any, tokenizer: ChatTokenizer, *, fingerprint: str, max_batch_tokens: int = 16384, group_size: int = 8
+    ) -> None:
         """Wrap a model.
 
         Args:
@@ -30,19 +34,21 @@ class TransformersEngine:
             tokenizer: its tokenizer.
             fingerprint: hash of the folder that the model came from.
             max_batch_tokens: cache positions that are decoded together, at most (one message is always answered).
+            group_size: documents whose short messages share batches.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.max_batch_tokens = max_batch_tokens
+        self.group_size = group_size
         self.rotary = model.model.rotary_emb
         self.stop_ids = _stop_ids(model, tokenizer)
 
     @classmethod
     def load(
-        cls, path: Path, tokenizer: ChatTokenizer, *, dtype: str, device: torch.device, max_batch_tokens: int = 16384
+        cls, path: Path, tokenizer: ChatTokenizer, *, dtype: str, device: torch.device, **limits: int
     ) -> TransformersEngine:
-        """Read a model from a Hugging Face folder.
+        """Read a model from a Hugging Face folder; ``limits`` are those of the constructor.
 
         Raises:
             UserError: there is none that can be read from safetensors.
@@ -58,7 +64,7 @@ class TransformersEngine:
                 f"{path}: no model could be read ({str(error).splitlines()[0]}); give a Hugging Face folder"
             ) from None
         model = model.to(device).eval()
-        return cls(model, tokenizer, fingerprint=fingerprint_folder(path), max_batch_tokens=max_batch_tokens)
+        return cls(model, tokenizer, fingerprint=fingerprint_folder(path), **limits)
 
     @property
     def context_length(self) -> int:
@@ -83,28 +89,49 @@ class TransformersEngine:
         }
 
     @torch.inference_mode()
-    def complete(self, messages: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """Answer each message; see `Engine`. The tokens that all messages start with go through the model once."""
+    def complete(
+        self, messages: Sequence[str], sampling: Sampling, seeds: Sequence[int], done: Collection[int] = ()
+    ) -> Iterator[dict[int, Completion]]:
+        """Answer each message; see `Engine`. The tokens that all messages start with go through the model once.
+
+        Batches are made of all messages, and one is run unless all of its answers are known: rounding depends on a row's
+        company, so that must not depend on what an earlier run has done.
+        """
         from transformers import DynamicCache
 
-        if not messages:
-            return []
-        self.model.model.rotary_emb = self.rotary
+        if len(done) == len(messages):
+            return
         prompts = [self.tokenizer.encode_message(message) for message in messages]
         shared = _common_prefix_length(prompts)
         if not shared and len(prompts) > 1:
             # A padded row would have nothing to attend to: such prompts (a template that opens with the text) go one by one.
-            return [self.complete([message], sampling, [seed])[0] for message, seed in zip(messages, seeds, strict=True)]
+            for row in range(len(prompts)):
+                if row not in done:
+                    yield {row: next(self.complete([messages[row]], sampling, [seeds[row]]))[0]}
+            return
         # No configuration: a sliding-window cache layer could not be cut back to the shared start.
         cache = DynamicCache()
         if shared:
             prefix = torch.tensor([prompts[0][:shared]], device=self.model.device)
             self._next_logits(input_ids=prefix, past_key_values=cache)
-        completions: list[Completion] = []
         for batch in self._batches(prompts, sampling):
-            tails = [prompts[row][shared:] for row in batch]
-            completions += self._complete_batch(cache, shared, tails, sampling, [seeds[row] for row in batch])
-        return completions
+            if not all(row in done for row in batch):
+                tails = [prompts[row][shared:] for row in batch]
+                answers = self._complete_batch(cache, shared, tails, sampling, [seeds[row] for row in batch])
+                yield dict(zip(batch, answers, strict=True))
+
+    @torch.inference_mode()
+    def score(self, messages: Sequence[str], answers: Sequence[str]) -> list[float]:
+        """Sum the log-probs of answers; see `Engine`."""
+        return [self._score(message, answer) for message, answer in zip(messages, answers, strict=True)]
+
+    def _score(self, message: str, answer: str) -> float:
+        prompt = self.tokenizer.encode_message(message)
+        ids = self.tokenizer.encode(self.tokenizer.render_message(message) + self.tokenizer.end_answer(answer))
+        start = _common_prefix_length([[*prompt, -1], ids])
+        logits = self._logits(input_ids=torch.tensor([ids], device=self.model.device), logits_to_keep=len(ids) - start + 1)
+        logps = torch.log_softmax(logits[0, :-1].double(), dim=-1)
+        return float(logps.gather(-1, torch.tensor(ids[start:])[:, None]).sum())
 
     def _batches(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[int]]:
         """Group prompts, in order, so that rows times the longest row's positions stay within the limit."""
@@ -155,7 +182,11 @@ class TransformersEngine:
 
     def _next_logits(self, **inputs: Any) -> torch.Tensor:
         """Run the model over new tokens, adding them to the cache, and return the logits after the last: float32 ``[b, v]``."""
-        return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float().cpu()
+        return self._logits(**inputs, use_cache=True, logits_to_keep=1)[:, -1]
+
+    def _logits(self, **inputs: Any) -> torch.Tensor:
+        self.model.model.rotary_emb = self.rotary  # engines of other bases share the model
+        return self.model(**inputs).logits.float().cpu()
 
     def _has_ended(self, answer: list[int]) -> bool:
         return bool(answer) and answer[-1] in self.stop_ids

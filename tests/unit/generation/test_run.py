@@ -1,16 +1,26 @@
+import dataclasses
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_longpo.generation.engine import ChatTokenizer
+from megatron_longpo.generation.documents import DocumentSource
+from megatron_longpo.generation.engine import ChatTokenizer, Completion
+from megatron_longpo.generation.filters import FILTERS, FilterSettings
+from megatron_longpo.generation.http_server import HttpServer, Limits
 from megatron_longpo.generation.pipeline import Generator
-from megatron_longpo.generation.run import generate, journal_path
+from megatron_longpo.generation.run import Job, beside, generate, merge
+from megatron_longpo.generation.server_engine import ServerEngine
 from megatron_longpo.generation.settings import GenerationSettings, Sampling
+from megatron_longpo.generation.shards import Shard
 from megatron_longpo.generation.transformers_engine import TransformersEngine
+from megatron_longpo.utils.errors import UserError
+from tests.support.scripted_generation import OpenAIServer, ScriptedEngine, answer, some_faults
 
 REPOSITORY = Path(__file__).parents[3]
 SETTINGS = GenerationSettings(
@@ -18,7 +28,7 @@ SETTINGS = GenerationSettings(
     seq_length=2048,
     min_chunk_tokens=60,
     max_chunk_tokens=200,
-    max_question_tokens=40,
+    max_question_tokens=60,
     question_sampling=Sampling(temperature=1.0, max_new_tokens=8),
     answer_sampling=Sampling(temperature=1.0, max_new_tokens=8),
 )
@@ -27,63 +37,200 @@ SETTINGS = GenerationSettings(
 @pytest.fixture
 def documents(tmp_path: Path) -> Path:
     path = tmp_path / "documents.jsonl"
-    paragraph = "A paragraph about something, told by someone to somebody else.\n\n"
-    lines = [json.dumps({"document_id": f"d{number}", "text": paragraph * (6 + number % 3)}) for number in range(5)]
+    lines = []
+    for number in range(5):
+        marks = (f"p{place}-of-d{number}" for place in range(6 + number % 3))
+        text = "".join(f"{mark} A paragraph about something, told by someone.\n\n" for mark in marks)
+        lines.append(json.dumps({"document_id": f"d{number}", "text": text}))
     path.write_text("\n".join(lines))
     return path
 
 
-def make_generator(folder: Path) -> Generator:
+@pytest.fixture(scope="module")
+def tokenizer(random_model: Path) -> ChatTokenizer:
+    return ChatTokenizer.load(random_model)
+
+
+def make_job(documents: Path, output: Path, **changes: Any) -> Job:
+    return Job(source=DocumentSource(path=str(documents)), output=output, **changes)
+
+
+def scripted(tokenizer: ChatTokenizer, engine: Any = None, **changes: Any) -> Generator:
+    engine = engine or ScriptedEngine()
+    return Generator(engine, engine, tokenizer, 4096, dataclasses.replace(SETTINGS, **changes))
+
+
+def in_process(folder: Path) -> Generator:
     tokenizer = ChatTokenizer.load(folder)
-    engine = TransformersEngine.load(folder, tokenizer, dtype="float32", device=torch.device("cpu"))
-    return Generator(engine, engine, tokenizer, engine.context_length, SETTINGS)
+    limits = {"group_size": 2, "max_batch_tokens": 900}
+    engine = TransformersEngine.load(folder, tokenizer, dtype="float32", device=torch.device("cpu"), **limits)
+    settings = dataclasses.replace(SETTINGS, filters=FilterSettings(enabled=frozenset()))  # this model only asks
+    return Generator(engine, engine, tokenizer, engine.context_length, settings)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
+def test_an_interrupted_run_goes_on_to_the_same_bytes_and_asks_for_nothing_twice(
     documents: Path, tmp_path: Path, chain_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = make_generator(chain_model)
-    straight = tmp_path / "straight.jsonl"
-    summary = generate(documents, straight, generator, group_size=2)
-    assert (summary.documents, summary.resumed, summary.records, summary.turns) == (5, 0, 5, 10)
+    generator = in_process(chain_model)
+    straight, resumed = tmp_path / "straight.jsonl", tmp_path / "resumed.jsonl"
+    batches: list[tuple[Any, ...]] = []
+    budget = itertools.count()
+    complete_batch = TransformersEngine._complete_batch
 
-    resumed = tmp_path / "resumed.jsonl"
-    calls = 0
-    complete = TransformersEngine.complete
-
-    def fail_late(*arguments: object, **options: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls > 7:
+    def count(self: Any, cache: Any, shared: int, tails: Any, sampling: Any, seeds: list[int]) -> list[Completion]:
+        if next(budget) >= allowed:
             raise KeyboardInterrupt
-        return complete(*arguments, **options)  # type: ignore[arg-type]
+        batches.append(tuple(seeds))
+        return complete_batch(self, cache, shared, tails, sampling, seeds)
 
-    monkeypatch.setattr(TransformersEngine, "complete", fail_late)
-    with pytest.raises(KeyboardInterrupt):
-        generate(documents, resumed, generator, group_size=2)
-    monkeypatch.undo()
-    assert not resumed.exists()
-    done = len(journal_path(resumed).read_bytes().splitlines())
-    assert 0 < done < 5
-    assert generate(documents, resumed, generator, group_size=2).resumed == done
+    monkeypatch.setattr(TransformersEngine, "_complete_batch", count)
+    allowed = 10_000
+    summary = generate(make_job(documents, straight), generator)
+    assert (summary.documents, summary.resumed, summary.records, summary.turns) == (5, 0, 5, 10)
+    expected, batches = sorted(batches), []
+    assert len(expected) > 8
+
+    interruptions = 0
+    while not resumed.exists() and interruptions < 100:
+        budget, allowed = itertools.count(), 2
+        try:
+            generate(make_job(documents, resumed), generator)
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions >= len(expected) // 2 - 1
+    assert sorted(batches) == expected  # every batch once, in all runs together
     assert resumed.read_bytes() == straight.read_bytes()
+    assert beside(resumed, "dropped.jsonl").read_bytes() == beside(straight, "dropped.jsonl").read_bytes()
 
-    monkeypatch.setattr(TransformersEngine, "complete", fail_late)  # a re-run asks the model for nothing
-    assert generate(documents, resumed, generator, group_size=2).resumed == 5
+    before, allowed = len(batches), 0
+    assert generate(make_job(documents, resumed), generator).resumed == 5
+    assert len(batches) == before
     assert resumed.read_bytes() == straight.read_bytes()
 
 
 def test_other_settings_and_other_texts_are_made_anew(documents: Path, tmp_path: Path, chain_model: Path) -> None:
     output = tmp_path / "pairs.jsonl"
-    generator = make_generator(chain_model)
-    generate(documents, output, generator)
+    generator, job = in_process(chain_model), make_job(documents, tmp_path / "pairs.jsonl")
+    generate(job, generator)
     before = output.read_text()
     lines = documents.read_text().splitlines()
     documents.write_text("\n".join([lines[0].replace("something", "anything"), *lines[1:]]))
-    assert generate(documents, output, generator).resumed == 4
+    assert generate(job, generator).resumed == 4
     assert before.splitlines()[1:] == output.read_text().splitlines()[1:]
-    raised = Generator(generator.short, generator.long.with_rotary_base(1e7), generator.tokenizer, 4096, SETTINGS)
-    assert generate(documents, output, raised).resumed == 0
+    raised = dataclasses.replace(generator, long=generator.long.with_rotary_base(1e7))
+    summary = generate(job, raised)
+    assert (summary.resumed, summary.records) == (0, 5)
+
+
+def test_answers_serve_other_settings_that_ask_the_same(documents: Path, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    engine, job = ScriptedEngine(), make_job(documents, tmp_path / "pairs.jsonl")
+    generate(job, scripted(tokenizer, engine))
+    asked = len(engine.asked)
+    generate(job, scripted(tokenizer, engine, verify="filter"))
+    assert all("Reply with one" in message for message in engine.asked[asked:])
+    assert len(engine.asked) == asked + 3 * 10
+
+
+def test_shards_merge_to_what_one_run_makes(documents: Path, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    generate(make_job(documents, whole), scripted(tokenizer))
+    shards = [make_job(documents, parts, shard=Shard(index, 3)) for index in range(3)]
+    with pytest.raises(UserError, match=r"shard-00000-of-00003.journal.*run this shard first"):
+        merge(make_job(documents, parts), 3)
+    counts = [generate(job, scripted(tokenizer)).documents for job in shards]
+    assert counts == [2, 2, 1]
+    assert [job.share_of_output.name for job in shards][1] == "parts.jsonl.shard-00001-of-00003"
+    summary = merge(make_job(documents, parts), 3)
+    assert (summary.documents, summary.records, summary.turns) == (5, 5, 10)
+    assert parts.read_bytes() == whole.read_bytes()
+    generate(shards[2], scripted(tokenizer, seed=7))
+    with pytest.raises(UserError, match=r"shard-00002-of-00003.journal: was made with other settings"):
+        merge(make_job(documents, parts), 3)
+    for text in ("3/3", "-1/2", "1", "a/b", "0/0"):
+        with pytest.raises(UserError, match="give i/n"):
+            Shard.parse(text)
+
+
+def test_a_shard_that_is_not_done_is_not_merged(documents: Path, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    parts = tmp_path / "parts.jsonl"
+    for index in range(2):
+        job = make_job(documents, parts, shard=Shard(index, 2), max_documents=3 if index else None)
+        generate(job, scripted(tokenizer))
+    with pytest.raises(UserError, match=r"shard-00001-of-00002.journal: document 'd3' is not done"):
+        merge(make_job(documents, parts), 2)
+    assert not parts.exists()
+
+
+def serve(tokenizer: ChatTokenizer, *servers: OpenAIServer, concurrency: int = 2, max_retries: int = 12) -> ServerEngine:
+    limits = Limits(concurrency=concurrency, timeout=5.0, max_retries=max_retries)
+    return ServerEngine([HttpServer(server.url, limits) for server in servers], tokenizer, limits=limits, wait=lambda _: None)
+
+
+def test_the_output_does_not_depend_on_concurrency_servers_or_faults(
+    documents: Path, tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    outputs = []
+    kinds = ("429", "500", "cut", "truncated", "no-choices", "not-json", "null")
+    for number, (count, concurrency, share) in enumerate([(1, 1, 0.0), (1, 8, 0.3), (3, 4, 0.3)]):
+        servers = [OpenAIServer(faults=some_faults(seed, share, kinds), delay=0.002 * seed) for seed in range(count)]
+        output = tmp_path / f"{number}.jsonl"
+        generate(make_job(documents, output), scripted(tokenizer, serve(tokenizer, *servers, concurrency=concurrency)))
+        answered = sum((server.answered for server in servers), start=servers[0].answered.__class__())
+        assert set(answered.values()) == {1}
+        outputs.append((output.read_bytes(), set(answered)))
+        for server in servers:
+            server.close()
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_requests_without_an_answer_hold_the_output_back_until_told_otherwise(
+    documents: Path, tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    output = tmp_path / "pairs.jsonl"
+    whole = tmp_path / "whole.jsonl"
+    with OpenAIServer() as server:
+        generate(make_job(documents, whole), scripted(tokenizer, serve(tokenizer, server)))
+    victim = next(message for message in server.answered if "Write " not in message)
+    with OpenAIServer(faults=lambda message, tries: "500" if message == victim else None) as server:
+        engine = serve(tokenizer, server, concurrency=1, max_retries=1)
+        with pytest.raises(UserError, match=r"1 requests about 1 documents got no answer .*HTTP 500.*--allow-failed"):
+            generate(make_job(documents, output), scripted(tokenizer, engine))
+        assert not output.exists()
+        first = dict(server.answered)
+        summary = generate(make_job(documents, output, allow_failed=True), scripted(tokenizer, engine))
+        assert summary.drops["turn: chosen answer: request failed"] == 1
+        assert summary.records == 5
+        assert all(server.answered[message] == 1 for message in first)
+    output.unlink()
+    beside(output, "journal").unlink()
+    with OpenAIServer(faults=lambda message, tries: "500" if message == victim and tries < 2 else None) as server:
+        engine = serve(tokenizer, server, concurrency=1, max_retries=1)
+        with pytest.raises(UserError, match="got no answer"):
+            generate(make_job(documents, output), scripted(tokenizer, engine))
+        before = set(server.answered)
+        generate(make_job(documents, output), scripted(tokenizer, engine))
+        assert server.answered[victim] == 1
+        assert all(server.answered[message] == 1 for message in before)
+    texts = [[json.loads(line)["turns"] for line in path.read_text().splitlines()] for path in (whole, output)]
+    assert texts[0] == texts[1]
+
+
+def test_the_report_and_the_dropped_turns_lie_beside_the_output(
+    documents: Path, tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    class Refusing(ScriptedEngine):
+        def reply(self, message: str, seed: int) -> Completion:
+            made = answer(message, seed)
+            return Completion("I cannot help with that.", "stop", 9) if seed % 3 == 0 and "1." not in made.text else made
+
+    output = tmp_path / "pairs.jsonl"
+    summary = generate(make_job(documents, output), scripted(tokenizer, Refusing()))
+    dropped = [json.loads(line) for line in beside(output, "dropped.jsonl").read_text().splitlines()]
+    counted = sum(number for reason, number in summary.drops.items() if reason.startswith("turn:"))
+    assert len(dropped) == counted > 0
+    report = json.loads(beside(output, "report.json").read_text())
+    assert report["run"]["requests"] == summary.requests
+    assert "<html" in beside(output, "report.html").read_text()
 
 
 def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -91,16 +238,19 @@ def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
+LENGTHS = ("--seq-length", 2048, "--min-document-tokens", 1, "--min-chunk-tokens", 60, "--max-chunk-tokens", 200)
+
+
+@pytest.mark.slow
 def test_the_command_makes_records_with_their_origin(documents: Path, tmp_path: Path, chain_model: Path) -> None:
     output = tmp_path / "out" / "pairs.jsonl"
     lead_ins = tmp_path / "lead_ins.txt"
     lead_ins.write_text("Say briefly:\n\nTell me:\n")
-    options = ["--preset", "release", "--seq-length", 2048, "--min-chunk-tokens", 60, "--max-chunk-tokens", 200]
+    options = ["--preset", "release", *LENGTHS, "--skip-filter", *FILTERS]
     options += ["--max-new-tokens", 4, "--lead-in-file", lead_ins, "--rotary-base", 1e6, "--max-documents", 3]
     done = run_tool("--input", documents, "--output", output, "--model", chain_model, *options)
     assert done.returncode == 0, done.stderr
     assert "3 records with 6 turns, from 3 documents" in done.stdout
-    assert "answers cut off by --max-new-tokens: 12" in done.stdout
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [record["document_id"] for record in records] == ["d0", "d1", "d2"]
     for record in records:
@@ -112,12 +262,46 @@ def test_the_command_makes_records_with_their_origin(documents: Path, tmp_path: 
             assert origin["finish_reason_chosen"] == origin["finish_reason_rejected"] == "length"
 
 
+@pytest.mark.slow
+def test_a_dry_run_counts_and_shows_without_a_model(documents: Path, tmp_path: Path, random_model: Path) -> None:
+    tokenizer_alone = tmp_path / "tokenizer"
+    tokenizer_alone.mkdir()
+    for file in random_model.glob("*token*"):
+        (tokenizer_alone / file.name).write_bytes(file.read_bytes())
+    for file in random_model.glob("chat_template*"):
+        (tokenizer_alone / file.name).write_bytes(file.read_bytes())
+    output = tmp_path / "pairs.jsonl"
+    done = run_tool(
+        *(
+            "--input",
+            documents,
+            "--output",
+            output,
+            "--tokenizer-model",
+            tokenizer_alone,
+            "--dry-run",
+            "--num-turns",
+            2,
+            *LENGTHS,
+        ),
+        *("--max-new-tokens", 50, "--question-max-new-tokens", 30, "--max-question-tokens", 40),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "documents   5 of 5 give chunks" in done.stdout
+    assert "turns       10," in done.stdout
+    assert done.stdout.count("A paragraph about something") >= 3
+    assert "<|im_start|>user" in done.stdout
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert (rows["chosen"][1], rows["rejected"][1], rows["questions"][1], rows["all"][1]) == ("500", "500", "300", "1,300")
+    assert not list(tmp_path.glob("pairs.jsonl*"))
+
+
+@pytest.mark.slow
 def test_the_command_fails_in_one_line(documents: Path, tmp_path: Path, random_model: Path) -> None:
     silent = run_tool("--input", documents, "--output", tmp_path / "a.jsonl", "--model", tmp_path)
     assert (silent.returncode, silent.stderr.count("error:")) == (1, 1)
     assert "no tokenizer could be read" in silent.stderr
-    options = ["--seq-length", 1024, "--min-chunk-tokens", 60, "--max-chunk-tokens", 200, "--max-new-tokens", 8, "--num-turns", 1]
-    options += ["--question-max-new-tokens", 8]
+    options = [*LENGTHS, "--max-new-tokens", 8, "--num-turns", 1, "--question-max-new-tokens", 8, "--max-question-tokens", 40]
     nothing = run_tool("--input", documents, "--output", tmp_path / "b.jsonl", "--model", random_model, *options)
     assert nothing.returncode == 1
     assert "no question in the model's output" in nothing.stdout

@@ -1,9 +1,10 @@
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_longpo.generation.engine import ChatTokenizer
+from megatron_longpo.generation.engine import ChatTokenizer, Completion
 from megatron_longpo.generation.settings import Sampling
 from megatron_longpo.generation.transformers_engine import TransformersEngine, sample_tokens
 from tests.support.hf_models import make_hf_model
@@ -12,6 +13,16 @@ DOCUMENT = "The quick brown fox jumps over the lazy dog. " * 6
 MESSAGES = [DOCUMENT + "\n\nWho?", DOCUMENT + "\n\nWhere did it all begin, and why?", "Something else", DOCUMENT[:90]]
 GREEDY = Sampling(temperature=0.0, max_new_tokens=12)
 WARM = Sampling(temperature=1.0, top_p=0.9, max_new_tokens=12)
+
+
+def complete(
+    engine: TransformersEngine, messages: Sequence[str], sampling: Sampling, seeds: Sequence[int], done: Collection[int] = ()
+) -> list[Completion]:
+    """All answers in order."""
+    found: dict[int, Completion] = {}
+    for group in engine.complete(messages, sampling, seeds, done):
+        found |= group
+    return [found[place] for place in sorted(found)]
 
 
 def load(folder: Path, max_batch_tokens: int = 100_000) -> TransformersEngine:
@@ -31,9 +42,9 @@ def generate_alone(engine: TransformersEngine, message: str) -> str:
 def test_batches_and_shared_starts_change_nothing(tmp_path: Path, family: str) -> None:
     engine = load(make_hf_model(tmp_path, family))
     expected = [generate_alone(engine, message) for message in MESSAGES]
-    assert [answer.text for answer in engine.complete(MESSAGES, GREEDY, [0] * 4)] == expected
+    assert [answer.text for answer in complete(engine, MESSAGES, GREEDY, [0] * 4)] == expected
     engine.max_batch_tokens = 1  # every message a batch of its own, after the shared start was cut back
-    assert [answer.text for answer in engine.complete(MESSAGES[:2], GREEDY, [0] * 2)] == expected[:2]
+    assert [answer.text for answer in complete(engine, MESSAGES[:2], GREEDY, [0] * 2)] == expected[:2]
     assert len(set(expected)) > 2
 
 
@@ -46,16 +57,18 @@ def test_batches_stay_within_the_limit_and_keep_order(random_model: Path) -> Non
 
 def test_an_answer_depends_on_its_own_seed_and_on_no_other_row(random_model: Path) -> None:
     engine = load(random_model)
-    together = engine.complete(MESSAGES, WARM, [1, 2, 3, 4])
-    assert [engine.complete([message], WARM, [seed])[0] for message, seed in zip(MESSAGES, [1, 2, 3, 4], strict=True)] == together
-    assert engine.complete(MESSAGES[:1], WARM, [2])[0] != together[0]
+    together = complete(engine, MESSAGES, WARM, [1, 2, 3, 4])
+    assert [
+        complete(engine, [message], WARM, [seed])[0] for message, seed in zip(MESSAGES, [1, 2, 3, 4], strict=True)
+    ] == together
+    assert complete(engine, MESSAGES[:1], WARM, [2])[0] != together[0]
 
 
 def test_finish_reason_tells_who_ended_the_answer(chain_model: Path) -> None:
     engine = load(chain_model)
-    [whole] = engine.complete(["Ask."], GREEDY, [0])
+    [whole] = complete(engine, ["Ask."], GREEDY, [0])
     assert (whole.text, whole.finish_reason, whole.num_tokens) == ("1. Which thing is told here?", "stop", 5)
-    [cut] = engine.complete(["Ask."], Sampling(temperature=0.0, max_new_tokens=2), [0])
+    [cut] = complete(engine, ["Ask."], Sampling(temperature=0.0, max_new_tokens=2), [0])
     assert (cut.text, cut.finish_reason, cut.num_tokens) == ("1. Which thing is told", "length", 2)
 
 
@@ -71,10 +84,10 @@ def test_a_raised_rotary_base_is_the_model_with_that_base(random_model: Path, tm
     engine = load(random_model)
     raised = engine.with_rotary_base(1e7)
     other = load(make_hf_model(tmp_path, "llama", rope_theta=1e7))
-    before = engine.complete(MESSAGES, GREEDY, [0] * 4)
-    assert raised.complete(MESSAGES, GREEDY, [0] * 4) == other.complete(MESSAGES, GREEDY, [0] * 4)
-    assert engine.complete(MESSAGES, GREEDY, [0] * 4) == before
-    assert raised.complete(MESSAGES, GREEDY, [0] * 4) != before
+    before = complete(engine, MESSAGES, GREEDY, [0] * 4)
+    assert complete(raised, MESSAGES, GREEDY, [0] * 4) == complete(other, MESSAGES, GREEDY, [0] * 4)
+    assert complete(engine, MESSAGES, GREEDY, [0] * 4) == before
+    assert complete(raised, MESSAGES, GREEDY, [0] * 4) != before
     assert (raised.describe()["rope"]["rope_theta"], engine.describe()["rope"]["rope_theta"]) == (1e7, 1e4)
 
 
@@ -88,3 +101,17 @@ def test_sampling_follows_temperature_and_nucleus() -> None:
     top = Sampling(temperature=0.5, top_p=float(probabilities[:2].sum()))
     assert {sample_tokens(logits, top, [generator])[0] for _ in range(500)} == {0, 1}
     assert sample_tokens(logits, Sampling(temperature=0.0), [generator]) == [0]
+
+
+def test_answers_do_not_depend_on_which_are_known_already(random_model: Path) -> None:
+    engine = load(random_model, max_batch_tokens=900)
+    seeds = [1, 2, 3, 4]
+    whole = complete(engine, MESSAGES, WARM, seeds)
+    assert len(list(engine.complete(MESSAGES, WARM, seeds))) > 1  # several batches
+    for done in ({0}, {1, 2}, {0, 3}, {0, 1, 2}):
+        found: dict[int, Completion] = {}
+        for group in engine.complete(MESSAGES, WARM, seeds, done):
+            found |= group
+        assert found.keys() | done == {0, 1, 2, 3}
+        assert all(answer == whole[place] for place, answer in found.items())
+    assert list(engine.complete(MESSAGES, WARM, seeds, {0, 1, 2, 3})) == []

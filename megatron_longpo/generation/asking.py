@@ -1,0 +1,113 @@
+"""Ask an engine only what the journal does not know yet."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+
+from megatron_longpo.generation.engine import Completion, Engine
+from megatron_longpo.generation.journal import Journal
+from megatron_longpo.generation.settings import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A request's place in the work.
+
+    Attributes:
+        document_id: the document.
+        chunk: index of the chunk that it is about.
+        name: what is asked for: ``questions``, ``chosen``, ``rejected``, ...
+    """
+
+    document_id: str
+    chunk: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A message and the seed of its answer, with its place."""
+
+    step: Step
+    message: str
+    seed: int
+
+
+@dataclasses.dataclass
+class Usage:
+    """What a run has asked for; counts of this run, not of the ones that it continues."""
+
+    requests: int = 0
+    known: int = 0
+    failed: int = 0
+    tokens: int = 0
+
+
+class Asker:
+    """Engines behind a journal: an answer that has arrived is on disk before anything is made of it, and not asked for again.
+
+    An entry's key is the step and a hash of all that the answer depends on: message, sampling, seed and engine. Requests that
+    failed are not kept: another run asks them again.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        """Take the journal; ``usage`` and ``failures`` (requests without an answer, by document) are counted from here on."""
+        self.usage = Usage()
+        self.failures: collections.Counter[str] = collections.Counter()
+        self.first_error = ""
+        self._journal = journal
+        self._lock = threading.Lock()
+
+    def complete(self, engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Answer every request, in their order.
+
+        Raises:
+            UserError: the engine gives up.
+        """
+        keys = [_key(request, dataclasses.asdict(sampling), engine) for request in requests]
+        answers = {place: Completion(**self._journal.read(key)) for place, key in enumerate(keys) if key in self._journal}
+        self._count(known=len(answers))
+        messages, seeds = [request.message for request in requests], [request.seed for request in requests]
+        for group in engine.complete(messages, sampling, seeds, done=frozenset(answers)):
+            good = {place: answer for place, answer in group.items() if answer.finish_reason != "failed"}
+            if good:
+                self._journal.append({keys[place]: dataclasses.asdict(answer) for place, answer in good.items()})
+            for place in group.keys() - good.keys():
+                self._fail(requests[place].step, group[place])
+            self._count(requests=len(group), tokens=sum(answer.num_tokens for answer in group.values()))
+            answers |= group
+        return [answers[place] for place in range(len(requests))]
+
+    def score(self, engine: Engine, requests: Sequence[Request], answers: Sequence[str]) -> list[float]:
+        """Score answers to requests' messages; see `Engine.score`.
+
+        Raises:
+            UserError: the engine cannot.
+        """
+        keys = [_key(request, answer, engine) for request, answer in zip(requests, answers, strict=True)]
+        if not all(key in self._journal for key in keys):
+            scores = engine.score([request.message for request in requests], answers)
+            self._journal.append(dict(zip(keys, scores, strict=True)))
+            self._count(requests=len(requests))
+        return [self._journal.read(key) for key in keys]
+
+    def _count(self, **numbers: int) -> None:
+        with self._lock:
+            for name, number in numbers.items():
+                setattr(self.usage, name, getattr(self.usage, name) + number)
+
+    def _fail(self, step: Step, answer: Completion) -> None:
+        self._count(failed=1)
+        self.failures[step.document_id] += 1  # a document is worked on by one thread
+        self.first_error = self.first_error or f"{step.name} of chunk {step.chunk} of {step.document_id!r}: {answer.error}"
+
+
+def _key(request: Request, how: object, engine: Engine) -> str:
+    content = json.dumps([request.message, request.seed, how, engine.describe()], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return f"{request.step.document_id}/{request.step.chunk}/{request.step.name}/{digest}"
