@@ -108,7 +108,7 @@ def generate(job: Job, generator: Generator) -> Summary:
         failed = _work(job, generator, keys, asker, journal)
         if failed:
             raise UserError(
-                f"{sum(asker.failures.values())} requests about {failed} documents got no answer (the first: {asker.first_error}); "
+                f"{asker.usage.failed} requests about {failed} documents got no answer (the first: {asker.first_error}); "
                 f"{output} was not written. The same command asks for them again; --allow-failed does without their turns"
             )
         run = {"settings": described, "seconds": round(time.monotonic() - started, 1), **dataclasses.asdict(asker.usage)}
