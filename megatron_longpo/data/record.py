@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
+import collections
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from megatron_longpo.utils.errors import UserError
 
 RECORD_FIELDS = ("document_id", "long_context", "turns", "metadata")
 TURN_FIELDS = ("short_context", "instruction", "chosen", "rejected")
+MAX_NESTING = 64
+"""Levels of objects and lists in a record. Python's own limit depends on where it is asked, so two readings could differ."""
+MAX_ID_LENGTH = 4096
+"""Characters of a document's id: it is written into the dataset, and into messages."""
+SHOWN_CHARACTERS = 300
+"""Of a reason: what it quotes may be as long as the line."""
+
+
+class RecordError(ValueError):
+    """A line that is no record. The message is ``field: what and cure``, on one line."""
+
+    def __init__(self, reason: str) -> None:
+        """Say why, at a length that people read."""
+        clipped = reason if len(reason) <= SHOWN_CHARACTERS else f"{reason[:SHOWN_CHARACTERS]}..."
+        super().__init__(" ".join(clipped.split()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +85,56 @@ def parse_record(line: bytes | str, where: str) -> PreferenceRecord:
         UserError: the line is not such a record; the message is ``file:line: field: what and cure``.
     """
     try:
-        value = json.loads(line)
+        return read_record(line)
+    except RecordError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def read_record(line: bytes | str) -> PreferenceRecord:
+    """Read one line.
+
+    Args:
+        line: JSON, UTF-8.
+
+    Raises:
+        RecordError: the line is not such a record.
+    """
+    try:
+        text = line if isinstance(line, str) else line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        value = _DECODER.decode(text)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON object in UTF-8 ({error}); write one record a line") from None
-    fields = _object(value, f"{where}: the record", RECORD_FIELDS, optional=("metadata",))
-    document_id = _text(fields["document_id"], f"{where}: document_id")
+        raise RecordError(f"not a JSON object in UTF-8 ({error}); write one record a line") from None
+    fields = _object(value, "the record", RECORD_FIELDS, optional=("metadata",))
+    document_id = _text(fields["document_id"], "document_id")
     turns = fields["turns"]
     if not document_id:
-        raise UserError(f"{where}: document_id: is empty; give each document a unique id")
+        raise RecordError("document_id: is empty; give each document a unique id")
+    if len(document_id) > MAX_ID_LENGTH:
+        raise RecordError(f"document_id: has {len(document_id)} characters; give each document an id of up to {MAX_ID_LENGTH}")
     if not isinstance(turns, list) or not turns:
-        raise UserError(f"{where}: turns: expected a list of at least one turn, found {_kind(turns)}")
+        raise RecordError(f"turns: expected a list of at least one turn, found {_kind(turns)}")
     return PreferenceRecord(
         document_id=document_id,
-        long_context=_text(fields["long_context"], f"{where}: long_context"),
-        turns=tuple(_turn(turn, f"{where}: turns[{i}]") for i, turn in enumerate(turns)),
-        metadata=_metadata(fields.get("metadata", {}), f"{where}: metadata", len(turns)),
+        long_context=_text(fields["long_context"], "long_context"),
+        turns=tuple(_turn(turn, f"turns[{i}]") for i, turn in enumerate(turns)),
+        metadata=_metadata(fields.get("metadata", {}), len(turns)),
     )
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python would silently keep the last of two fields with one name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the field {twice!r} occurs twice")
+    return fields
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_fields, parse_constant=_no_constant)
 
 
 def _turn(value: object, where: str) -> Turn:
@@ -91,35 +142,47 @@ def _turn(value: object, where: str) -> Turn:
     return Turn(**{name: _text(fields[name], f"{where}.{name}") for name in TURN_FIELDS})
 
 
-def _metadata(value: object, where: str, num_turns: int) -> dict[str, Any]:
+def _metadata(value: object, num_turns: int) -> dict[str, Any]:
     """Free-form, but what preprocessing reads from it must have the shape it expects."""
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected an object, found {_kind(value)}")
+        raise RecordError(f"metadata: expected an object, found {_kind(value)}")
     turns = value.get("turns", [{}] * num_turns)
     if not isinstance(turns, list) or len(turns) != num_turns or not all(isinstance(turn, dict) for turn in turns):
-        raise UserError(f"{where}.turns: expected a list of {num_turns} objects, one for each of the record's turns")
-    return value
+        raise RecordError(f"metadata.turns: expected a list of {num_turns} objects, one for each of the record's turns")
+    layer: list[Any] = [value]
+    for _ in range(MAX_NESTING):
+        layer = [inner for outer in layer for inner in _inside(outer)]
+        if not layer:
+            return value
+    raise RecordError(f"metadata: is nested more than {MAX_NESTING} levels deep; flatten it")
+
+
+def _inside(value: object) -> list[Any]:
+    """What an object or a list holds."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _object(value: object, where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected an object with the fields {', '.join(names)}; found {_kind(value)}")
+        raise RecordError(f"{where}: expected an object with the fields {', '.join(names)}; found {_kind(value)}")
     for name in names:
         if name not in value and name not in optional:
-            raise UserError(f"{where}: the field {name!r} is missing")
+            raise RecordError(f"{where}: the field {name!r} is missing")
     unknown = sorted(set(value) - set(names))
     if unknown:
-        raise UserError(f"{where}: unknown field {unknown[0]!r}; fields of your own belong under metadata")
+        raise RecordError(f"{where}: unknown field {unknown[0]!r}; fields of your own belong under metadata")
     return value
 
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{where}: expected a string, found {_kind(value)}")
+        raise RecordError(f"{where}: expected a string, found {_kind(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half of a surrogate pair, which no tokenizer can encode; repair the text") from None
+        raise RecordError(f"{where}: holds half of a surrogate pair, which no tokenizer can encode; repair the text") from None
     return value
 
 

@@ -1,3 +1,4 @@
+import codecs
 import copy
 import json
 
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_longpo.data.record import PreferenceRecord, Turn, parse_record
+from megatron_longpo.data.record import MAX_NESTING, PreferenceRecord, Turn, parse_record
 from megatron_longpo.utils.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -87,6 +88,42 @@ def test_any_line_is_a_record_or_a_user_error(line):
 def test_deep_nesting_is_a_user_error():
     with pytest.raises(UserError, match="not a JSON object"):
         parse_record("[" * 100_000, "f:1")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"document_id": "d", "document_id": "e"}', "the field 'document_id' occurs twice"),
+        ('{"document_id": "d", "metadata": {"a": NaN}}', "NaN is no JSON value"),
+        ('{"a": -Infinity}', "-Infinity is no JSON value"),
+        ('{"a": ' + "9" * 5000 + "}", "not a JSON object"),
+        (b'{"a": "\xff"}', "not a JSON object in UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "not a JSON object in UTF-8"),
+    ],
+)
+def test_what_json_readers_let_through_or_guess_is_refused(line, reason):
+    with pytest.raises(UserError, match=f"f:1: .*{reason}"):
+        parse_record(line, "f:1")
+
+
+def test_nesting_has_a_limit_that_does_not_depend_on_the_stack():
+    def nested(levels):
+        return json.dumps({**GOOD, "metadata": {"a": json.loads("[" * levels + "]" * levels)}})
+
+    assert parse_record(nested(MAX_NESTING - 2), "f:1").metadata
+    with pytest.raises(UserError, match="f:1: metadata: is nested more than 64 levels deep"):
+        parse_record(nested(MAX_NESTING), "f:1")
+
+
+def test_a_message_is_short_whatever_the_line_holds():
+    for record in ({**GOOD, "x" * 10**6: 1}, {**GOOD, "document_id": "d" * 10**6}):
+        with pytest.raises(UserError) as error:
+            parse_record(json.dumps(record), "f:1")
+        assert len(str(error.value)) < 400
+
+
+def test_a_byte_order_mark_is_no_part_of_the_record():
+    assert parse_record(codecs.BOM_UTF8 + json.dumps(GOOD).encode(), "f:1").document_id == "d"
 
 
 def test_metadata_may_be_left_out_but_nothing_else():
