@@ -10,8 +10,14 @@ For example:
   python tools/preprocess_preference_data.py --input pairs.jsonl --output-prefix data/pairs \
       --tokenizer-model models/SmolLM2-135M-Instruct --seq-length 8192 --workers 8
 
-Records that cannot be used are dropped whole and counted by reason; nothing is ever cut. An interrupted run goes on when the
-command is repeated, and a finished one is left as it is. docs/data-format.md describes both formats.
+Several sources, a thousand records of one of them, and a part kept for validation (PREFIX-train.*, PREFIX-validation.*):
+
+  python tools/preprocess_preference_data.py --input books.jsonl 'code.jsonl#1000' --split 98,2 --output-prefix data/mixed \
+      --tokenizer-model models/SmolLM2-135M-Instruct --seq-length 8192 --on-bad-record skip
+
+Records that cannot be used are dropped whole and counted by reason; nothing is ever cut. A document that occurs again is dropped
+too. An interrupted run goes on when the command is repeated, and a finished one is left as it is. docs/data-format.md describes
+both formats.
 """
 
 from __future__ import annotations
@@ -27,7 +33,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="JSON Lines files; or tokenised LongPO data")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH[#N]",
+        help="JSON Lines files, with #N behind a path to take N of its records, chosen by seed; or tokenised LongPO data",
+    )
     parser.add_argument(
         "--input-format",
         choices=("jsonl", "longpo-tokenized"),
@@ -56,6 +68,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seq-length", type=int, required=True, help="drop pairs with a long side of more tokens")
     parser.add_argument("--short-seq-length", type=int, help="drop pairs with a short side of more tokens (default: no limit)")
     parser.add_argument(
+        "--split",
+        metavar="SHARES",
+        help="shares of train and validation, and of test if there is a third, such as 98,2: makes PREFIX-train and so on, "
+        "dividing documents by seed (default: one dataset, PREFIX)",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of --split and of PATH#N (default: 42)")
+    parser.add_argument(
+        "--no-deduplicate",
+        dest="deduplicate",
+        action="store_false",
+        help="keep records whose document an earlier record has; they stay together when documents are split",
+    )
+    parser.add_argument(
+        "--on-bad-record",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what a line that is no record does: end the run before any work is done, or be left out, counted, and listed in "
+        "PREFIX.bad.jsonl (default: fail)",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
@@ -72,7 +104,7 @@ def main() -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
-    from megatron_longpo.data.preprocess import PreprocessOptions, preprocess
+    from megatron_longpo.data.preprocess import PreprocessOptions, preprocess_all
     from megatron_longpo.data.report import summary_lines
     from megatron_longpo.data.tokenizer import TokenizerSpec, read_template
 
@@ -82,7 +114,7 @@ def main() -> None:
         tokenizer = TokenizerSpec(
             arguments.tokenizer_model, template, arguments.chat_template_arguments, arguments.trust_remote_code
         )
-    manifest, worked = preprocess(
+    manifests, worked = preprocess_all(
         PreprocessOptions(
             inputs=tuple(arguments.input),
             output_prefix=arguments.output_prefix,
@@ -90,14 +122,17 @@ def main() -> None:
             seq_length=arguments.seq_length,
             short_seq_length=arguments.short_seq_length,
             input_format=arguments.input_format,
+            split=arguments.split,
+            seed=arguments.seed,
+            deduplicate=arguments.deduplicate,
+            on_bad_record=arguments.on_bad_record,
             workers=arguments.workers,
             overwrite=arguments.overwrite,
         )
     )
-    print(
-        f"{arguments.output_prefix}: " + ("written" if worked else "is there already, made from the same inputs; nothing to do")
-    )
-    print("\n".join(summary_lines(manifest)))
+    for prefix, manifest in manifests.items():
+        print(f"{prefix}: " + ("written" if worked else "is there already, made from the same inputs; nothing to do"))
+        print("\n".join(summary_lines(manifest)))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ import numpy as np
 
 from megatron_longpo.data.manifest import record_file
 from megatron_longpo.data.pair import PreferencePair, Side, Span
-from megatron_longpo.data.tokenize_pair import DroppedError, DropReason, LengthLimits
-from megatron_longpo.data.tokenizer import ChatTokenizer
+from megatron_longpo.data.tokenize_pair import DroppedError, DropReason, LengthLimits, RecordTokenizer
 from megatron_longpo.utils.constants import IGNORE_INDEX
 from megatron_longpo.utils.errors import UserError
 
@@ -42,7 +42,12 @@ class TokenizedUnit:
     last_row: int
     num_bytes: int
 
-    def pairs(self, tokenizer: ChatTokenizer | None, limits: LengthLimits) -> Iterator[PreferencePair | DropReason]:
+    @property
+    def outputs(self) -> Iterable[int]:
+        """All rows belong to the one output."""
+        return itertools.repeat(0)
+
+    def pairs(self, tokenizer: RecordTokenizer | None, limits: LengthLimits) -> Iterator[PreferencePair | DropReason]:
         """The pair of each row, or why there is none."""
         for number, row in enumerate(self._rows(), start=self.first_row):
             try:
@@ -52,7 +57,7 @@ class TokenizedUnit:
                 yield dropped.reason
                 continue
             if tokenizer is not None:
-                _check_vocabulary(pair, tokenizer.vocab_size)
+                _check_vocabulary(pair, tokenizer.tokenizer.vocab_size)
             yield pair
 
     def _rows(self) -> Iterator[dict[str, Any]]:
@@ -102,7 +107,7 @@ class TableFile:
             yield self._parquet.metadata.row_group(group).num_rows, read
 
 
-def scan_tokenized(paths: Sequence[str], progress: Callable[[int], object]) -> tuple[list[TokenizedUnit], list[dict[str, str]]]:
+def scan_tokenized(paths: Sequence[str], progress: Callable[[int], object]) -> tuple[list[TokenizedUnit], list[dict[str, Any]]]:
     """Hash the inputs, check their columns and cut them into units.
 
     Args:

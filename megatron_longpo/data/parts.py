@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from megatron_longpo.data.layout import pack_pair
 from megatron_longpo.data.pair import PreferencePair
-from megatron_longpo.data.tokenize_pair import DropReason, LengthLimits
-from megatron_longpo.data.tokenizer import ChatTokenizer, TokenizerSpec
-from megatron_longpo.utils.errors import UserError
+from megatron_longpo.data.processes import Processes
+from megatron_longpo.data.tally import Tally
+from megatron_longpo.data.tokenize_pair import DropReason, LengthLimits, RecordTokenizer
+from megatron_longpo.data.tokenizer import TokenizerSpec
 
 
 class Unit(Protocol):
@@ -31,34 +27,46 @@ class Unit(Protocol):
     def num_bytes(self) -> int:
         """Size, for the progress bar."""
 
-    def pairs(self, tokenizer: ChatTokenizer | None, limits: LengthLimits) -> Iterator[PreferencePair | DropReason]:
+    @property
+    def outputs(self) -> Iterable[int]:
+        """The number of the dataset that each record of `pairs` goes to."""
+
+    def pairs(self, tokenizer: RecordTokenizer | None, limits: LengthLimits) -> Iterator[PreferencePair | DropReason]:
         """The pair of each record, or why there is none, in order."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Part:
-    """The result of one unit.
+    """What one unit gives to one dataset: a member of the unit's file."""
 
-    Attributes:
-        tokens: int32: all sequences of all pairs, end to end.
-        sequence_lengths: int32: the length of each sequence.
-        num_sequences: int32 ``[pairs]``: how many sequences each pair has.
-        drops: number of records dropped, by reason.
-    """
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._sequences: list[np.ndarray] = []
+        self._counts: list[int] = []
+        self._tally = Tally()
 
-    tokens: np.ndarray
-    sequence_lengths: np.ndarray
-    num_sequences: np.ndarray
-    drops: dict[str, int]
+    def add(self, result: PreferencePair | DropReason) -> None:
+        """Add a pair, or count a dropped record."""
+        if isinstance(result, DropReason):
+            self._tally.drops[result.value] += 1
+            return
+        packed = pack_pair(result)
+        self._sequences += packed
+        self._counts.append(len(packed))
+        self._tally.add_pair(result)
 
-    def documents(self) -> Iterator[list[np.ndarray]]:
-        """Each pair's sequences."""
-        sequences = iter(np.split(self.tokens, np.cumsum(self.sequence_lengths)[:-1]))
-        for count in self.num_sequences:
-            yield [next(sequences) for _ in range(count)]
+    def arrays(self, output: int) -> dict[str, np.ndarray]:
+        """The part as named arrays: tokens of all sequences, length of each, number of each pair's, and the tally."""
+        return {
+            f"tokens-{output}": np.concatenate([np.zeros(0, np.int32), *self._sequences]),
+            f"sequence_lengths-{output}": np.array([len(sequence) for sequence in self._sequences], np.int32),
+            f"num_sequences-{output}": np.array(self._counts, np.int32),
+            f"tally-{output}": np.array(json.dumps(self._tally.to_json())),
+        }
 
 
-def run_units(units: Sequence[Unit], folder: Path, spec: TokenizerSpec | None, limits: LengthLimits, workers: int) -> None:
+def run_units(
+    units: Sequence[Unit], folder: Path, spec: TokenizerSpec | None, limits: LengthLimits, processes: Processes
+) -> None:
     """Make the part of every unit that has none yet.
 
     Args:
@@ -66,7 +74,7 @@ def run_units(units: Sequence[Unit], folder: Path, spec: TokenizerSpec | None, l
         folder: where parts go.
         spec: the tokenizer, loaded once in each process.
         limits: longest chats.
-        workers: processes; 1 works in this one.
+        processes: that work.
 
     Raises:
         UserError: a unit cannot be read, or a worker died.
@@ -75,71 +83,38 @@ def run_units(units: Sequence[Unit], folder: Path, spec: TokenizerSpec | None, l
     total = sum(unit.num_bytes for unit in units)
     done = total - sum(units[index].num_bytes for index in missing)
     with tqdm(desc="tokenising", total=total, initial=done, unit="B", unit_scale=True, disable=None) as bar:
-        if min(workers, len(missing)) <= 1:
-            tokenizer = spec.load() if spec and missing else None
-            for index in missing:
-                bar.update(_make_part(units[index], part_path(folder, index), tokenizer, limits))
+        tasks = ((units[index], part_path(folder, index), limits) for index in missing)
+        sizes: Iterator[int]
+        if processes.count == 1:
+            tokenizer = RecordTokenizer(spec.load()) if spec and missing else None
+            sizes = (_make_part(unit, path, tokenizer, limits) for unit, path, limits in tasks)
         else:
-            _run_in_processes(units, missing, folder, spec, limits, min(workers, len(missing)), bar)
+            sizes = processes.as_finished(functools.partial(_work, spec), tasks)
+        for num_bytes in sizes:
+            bar.update(num_bytes)
 
 
-def _run_in_processes(
-    units: Sequence[Unit],
-    missing: list[int],
-    folder: Path,
-    spec: TokenizerSpec | None,
-    limits: LengthLimits,
-    workers: int,
-    bar: tqdm,
-) -> None:
-    # Spawned, not forked: tokenizers and torch start threads, which do not survive a fork.
-    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    try:
-        waiting: set[Future[int]] = {
-            executor.submit(_work, units[index], part_path(folder, index), spec, limits) for index in missing
-        }
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                bar.update(future.result())
-    except BrokenProcessPool:
-        raise UserError("a worker process died (out of memory?); run the command again, with fewer --workers, to go on") from None
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _work(unit: Unit, path: Path, spec: TokenizerSpec | None, limits: LengthLimits) -> int:
+def _work(spec: TokenizerSpec | None, unit: Unit, path: Path, limits: LengthLimits) -> int:
     """In a worker process: make one part with the tokenizer that this process has loaded once."""
     return _make_part(unit, path, _load_once(spec) if spec else None, limits)
 
 
 @functools.cache
-def _load_once(spec: TokenizerSpec) -> ChatTokenizer:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    return spec.load()
+def _load_once(spec: TokenizerSpec) -> RecordTokenizer:
+    return RecordTokenizer(spec.load())
 
 
-def _make_part(unit: Unit, path: Path, tokenizer: ChatTokenizer | None, limits: LengthLimits) -> int:
+def _make_part(unit: Unit, path: Path, tokenizer: RecordTokenizer | None, limits: LengthLimits) -> int:
     """Write a unit's part, whole or not at all; returns the unit's bytes."""
-    sequences: list[np.ndarray] = []
-    counts: list[int] = []
-    drops: collections.Counter[str] = collections.Counter()
-    for result in unit.pairs(tokenizer, limits):
-        if isinstance(result, DropReason):
-            drops[result.value] += 1
-            continue
-        packed = pack_pair(result)
-        sequences += packed
-        counts.append(len(packed))
-    temporary = path.with_name(f"{path.name}.tmp")
+    parts: dict[int, Part] = {}
+    for result, output in zip(unit.pairs(tokenizer, limits), unit.outputs, strict=False):  # outputs may be endless
+        parts.setdefault(output, Part()).add(result)
+    arrays: dict[str, Any] = {}
+    for output, part in parts.items():
+        arrays |= part.arrays(output)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
-        np.savez(
-            stream,
-            tokens=np.concatenate(sequences) if sequences else np.zeros(0, np.int32),
-            sequence_lengths=np.array([len(sequence) for sequence in sequences], np.int32),
-            num_sequences=np.array(counts, np.int32),
-            drops=np.array(json.dumps(drops)),
-        )
+        np.savez(stream, **arrays)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
@@ -151,7 +126,19 @@ def part_path(folder: Path, index: int) -> Path:
     return folder / f"part-{index:06d}.npz"
 
 
-def read_part(path: Path) -> Part:
-    """Read a part."""
+def read_tally(path: Path, output: int) -> Tally:
+    """What a part gives to a dataset, in numbers."""
     with np.load(path, allow_pickle=False) as arrays:
-        return Part(arrays["tokens"], arrays["sequence_lengths"], arrays["num_sequences"], json.loads(str(arrays["drops"])))
+        name = f"tally-{output}"
+        return Tally.from_json(json.loads(str(arrays[name]))) if name in arrays else Tally()
+
+
+def read_pairs(path: Path, output: int) -> Iterator[list[np.ndarray]]:
+    """The sequences of each pair that a part gives to a dataset."""
+    with np.load(path, allow_pickle=False) as arrays:
+        if f"tokens-{output}" not in arrays:
+            return
+        lengths = arrays[f"sequence_lengths-{output}"]
+        sequences = iter(np.split(arrays[f"tokens-{output}"], np.cumsum(lengths)[:-1]))
+        for count in arrays[f"num_sequences-{output}"]:
+            yield [next(sequences) for _ in range(count)]

@@ -1,31 +1,35 @@
-"""Pairs in text, or published tokenised pairs -> a tokenised dataset: scan, tokenise in parts, merge, describe."""
+"""Pairs in text, or published tokenised pairs -> tokenised datasets: scan, tokenise in parts, merge, describe."""
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from megatron_longpo.data import layout
+from megatron_longpo.data import layout, text_source
+from megatron_longpo.data.bad_records import OnBadRecord
 from megatron_longpo.data.import_longpo import scan_tokenized
 from megatron_longpo.data.indexed import write_indexed
 from megatron_longpo.data.manifest import Manifest, TokenizerRecord, data_hash, manifest_path, read_manifest, write_manifest
-from megatron_longpo.data.pair import PreferencePair
-from megatron_longpo.data.parts import Unit, part_path, read_part, run_units
-from megatron_longpo.data.text_source import scan_text
-from megatron_longpo.data.tokenize_pair import LengthLimits
+from megatron_longpo.data.parts import Unit, part_path, read_pairs, read_tally, run_units
+from megatron_longpo.data.processes import Processes
+from megatron_longpo.data.selection import SPLIT_NAMES, parse_shares
+from megatron_longpo.data.tally import Tally
+from megatron_longpo.data.text_source import TextInput, TextOptions, scan_text
+from megatron_longpo.data.tokenize_pair import DropReason, LengthLimits
 from megatron_longpo.data.tokenizer import TokenizerSpec
 from megatron_longpo.utils.errors import UserError
 
 InputFormat = Literal["jsonl", "longpo-tokenized"]
+SEED = 42
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,10 @@ class PreprocessOptions:
         seq_length: longest long side, in tokens.
         short_seq_length: longest short side; None: no limit.
         input_format: of the inputs.
+        split: shares of train, validation and perhaps test, such as ``98,2``: a dataset for each, ``PREFIX-train`` and so on.
+        seed: of the split, and of the choice of an input's records.
+        deduplicate: keep one record of each document.
+        on_bad_record: what a line that is no record does: ``fail``, or ``skip`` it and list it in ``PREFIX.bad.jsonl``.
         workers: processes.
         overwrite: replace another dataset at the prefix.
     """
@@ -49,39 +57,71 @@ class PreprocessOptions:
     seq_length: int
     short_seq_length: int | None = None
     input_format: InputFormat = "jsonl"
+    split: str | None = None
+    seed: int = SEED
+    deduplicate: bool = True
+    on_bad_record: OnBadRecord = "fail"
     workers: int = 1
     overwrite: bool = False
 
+    def shares(self) -> tuple[float, ...]:
+        """Of the datasets that are made."""
+        return parse_shares(self.split) if self.split else (1.0,)
+
+    def prefixes(self) -> tuple[str, ...]:
+        """Of the datasets that are made."""
+        names = SPLIT_NAMES[: len(self.shares())]
+        return tuple(f"{self.output_prefix}-{name}" for name in names) if self.split else (self.output_prefix,)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Units of work; what the inputs are, and what is taken of them; how many duplicates are left out of each dataset."""
+
+    units: Sequence[Unit]
+    inputs: list[dict[str, Any]]
+    choice: dict[str, Any]
+    duplicates: Sequence[int]
+
 
 def preprocess(options: PreprocessOptions) -> tuple[Manifest, bool]:
-    """Make the dataset, unless it is there already; an interrupted run goes on where it stopped.
+    """Make one dataset, without a split; see `preprocess_all`."""
+    assert options.split is None
+    manifests, worked = preprocess_all(options)
+    return manifests[options.output_prefix], worked
+
+
+def preprocess_all(options: PreprocessOptions) -> tuple[dict[str, Manifest], bool]:
+    """Make the datasets, unless they are there already; an interrupted run goes on where it stopped.
 
     Returns:
-        The manifest, and whether there was anything to do.
+        The manifest of each prefix, and whether there was anything to do.
 
     Raises:
-        UserError: an input is bad, another dataset is at the prefix, or no pair is left.
+        UserError: an input is bad, another dataset is at a prefix, or no pair is left for one.
     """
+    prefixes = options.prefixes()
     tokenizer = _describe_tokenizer(options)
-    units, inputs = _scan(options)
-    job = {
-        "input_format": options.input_format,
-        "inputs": inputs,
-        "seq_length": options.seq_length,
-        "short_seq_length": options.short_seq_length,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "template_fingerprint": tokenizer.template_fingerprint,
-        "format_version": layout.FORMAT_VERSION,
-    }
-    existing = _existing(options, job)
-    if existing is not None:
-        return existing, False
-    folder = _open_work_folder(options.output_prefix, job)
-    limits = LengthLimits(options.seq_length, options.short_seq_length)
-    run_units(units, folder, options.tokenizer, limits, options.workers)
-    manifest = _merge(options, folder, len(units), tokenizer, job)
+    with Processes(options.workers) as processes:
+        plan = _scan(options, processes)
+        job = {
+            "input_format": options.input_format,
+            "inputs": plan.inputs,
+            **plan.choice,
+            "seq_length": options.seq_length,
+            "short_seq_length": options.short_seq_length,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "template_fingerprint": tokenizer.template_fingerprint,
+            "format_version": layout.FORMAT_VERSION,
+        }
+        existing = {prefix: _existing(prefix, job, options.overwrite) for prefix in prefixes}
+        if all(existing.values()):
+            return {prefix: manifest for prefix, manifest in existing.items() if manifest}, False
+        folder = _open_work_folder(options.output_prefix, {"job": job, "unit_bytes": text_source.UNIT_BYTES})
+        run_units(plan.units, folder, options.tokenizer, LengthLimits(options.seq_length, options.short_seq_length), processes)
+    manifests = _merge(options, folder, plan, tokenizer, job)
     shutil.rmtree(folder)
-    return manifest, True
+    return manifests, True
 
 
 def _describe_tokenizer(options: PreprocessOptions) -> TokenizerRecord:
@@ -105,12 +145,29 @@ def _describe_tokenizer(options: PreprocessOptions) -> TokenizerRecord:
     )
 
 
-def _scan(options: PreprocessOptions) -> tuple[Sequence[Unit], list[dict[str, str]]]:
-    total = sum(_size(Path(path)) for path in options.inputs)
-    with tqdm(desc="checking", total=total, unit="B", unit_scale=True, disable=None) as bar:
-        if options.input_format == "jsonl":
-            return scan_text(options.inputs, bar.update)
-        return scan_tokenized(options.inputs, bar.update)
+def _scan(options: PreprocessOptions, processes: Processes) -> _Plan:
+    if options.input_format == "jsonl":
+        sources = [TextInput.parse(text) for text in options.inputs]
+        choice = TextOptions(
+            seed=options.seed, shares=options.shares(), deduplicate=options.deduplicate, on_bad_record=options.on_bad_record
+        )
+        side_file = Path(f"{options.output_prefix}.bad.jsonl")
+        with _checking([source.path for source in sources]) as progress:
+            plan = scan_text(sources, choice, side_file, processes, progress)
+        described = {"seed": options.seed, "split": options.split, "deduplicate": options.deduplicate}
+        return _Plan(plan.units, plan.inputs, described, plan.duplicates)
+    given = {"split": options.split, "no-deduplicate": not options.deduplicate, "on-bad-record": options.on_bad_record != "fail"}
+    for name in (name for name, value in given.items() if value):
+        raise UserError(f"--{name} is for --input-format jsonl; tokenised data are taken as they are")
+    with _checking(options.inputs) as progress:
+        units, inputs = scan_tokenized(options.inputs, progress)
+    return _Plan(units, inputs, {}, (0,))
+
+
+@contextlib.contextmanager
+def _checking(paths: Sequence[str]) -> Iterator[Callable[[int], object]]:
+    with tqdm(desc="checking", total=sum(_size(Path(path)) for path in paths), unit="B", unit_scale=True, disable=None) as bar:
+        yield bar.update
 
 
 def _size(path: Path) -> int:
@@ -119,16 +176,16 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _existing(options: PreprocessOptions, job: dict[str, Any]) -> Manifest | None:
+def _existing(prefix: str, job: dict[str, Any], overwrite: bool) -> Manifest | None:
     """The manifest of an equal dataset at the prefix, if one is there; a different one is in the way."""
-    if not manifest_path(options.output_prefix).exists() or options.overwrite:
+    if not manifest_path(prefix).exists() or overwrite:
         return None
-    manifest = read_manifest(options.output_prefix)
+    manifest = read_manifest(prefix)
     if manifest.job == job:
         return manifest
     different = sorted(name for name in job if manifest.job.get(name) != job[name])
     raise UserError(
-        f"{manifest_path(options.output_prefix)}: holds a dataset made with other settings ({', '.join(different)}); "
+        f"{manifest_path(prefix)}: holds a dataset made with other settings ({', '.join(different)}); "
         "choose another --output-prefix, or replace it with --overwrite"
     )
 
@@ -146,84 +203,57 @@ def _open_work_folder(prefix: str, job: dict[str, Any]) -> Path:
     return folder
 
 
-class _Lengths:
-    """Running count, minimum, sum and maximum by name."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[int]] = {}
-
-    def add(self, name: str, value: int) -> None:
-        count, low, total, high = self._values.get(name, (0, value, 0, value))
-        self._values[name] = [count + 1, min(low, value), total + value, max(high, value)]
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        return {
-            name: {"count": count, "minimum": low, "mean": round(total / count, 2), "maximum": high}
-            for name, (count, low, total, high) in sorted(self._values.items())
-        }
-
-
-class _Tally:
-    """What is counted while the parts are merged."""
-
-    def __init__(self) -> None:
-        self.lengths = _Lengths()
-        self.drops: collections.Counter[str] = collections.Counter()
-        self.num_turns = self.max_turns = 0
-        self.max_token_id = 0
-
-    def add(self, pair: PreferencePair) -> None:
-        self.num_turns += pair.num_turns
-        self.max_turns = max(self.max_turns, pair.num_turns)
-        prefix = layout.shared_prefix_length(pair.chosen.input_ids, pair.rejected.input_ids)
-        self.lengths.add("shared_prefix", prefix)
-        sides = {
-            "chosen": [pair.chosen],
-            "rejected": [pair.rejected],
-            "short_chosen": pair.short_chosen,
-            "short_rejected": pair.short_rejected,
-        }
-        for name, group in sides.items():
-            for side in group:
-                self.lengths.add(name, len(side.input_ids))
-                self.max_token_id = max(self.max_token_id, int(side.input_ids.max()))
-        for start, end in (*pair.chosen.answer_spans, *pair.rejected.answer_spans):
-            self.lengths.add("answer", end - start)
+def _merge(
+    options: PreprocessOptions, folder: Path, plan: _Plan, tokenizer: TokenizerRecord, job: dict[str, Any]
+) -> dict[str, Manifest]:
+    """Write the datasets from their parts, in order; none if one of them would be empty."""
+    paths = [part_path(folder, index) for index in range(len(plan.units))]
+    tallies = {}
+    for output, prefix in enumerate(options.prefixes()):
+        tally = tallies[prefix] = Tally()
+        for path in paths:
+            tally.add(read_tally(path, output))
+        if plan.duplicates[output]:
+            tally.drops[DropReason.DUPLICATE_DOCUMENT.value] += plan.duplicates[output]
+        if tally.num_pairs == 0:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in tally.drops.most_common())
+            where = f" for {prefix}" if options.split else ""
+            raise UserError(f"{', '.join(options.inputs)}: no pair is left{where} ({reasons or 'there are no records'})")
+    return {
+        prefix: _write(options, prefix, _sequences(paths, output), tally, tokenizer, job)
+        for output, (prefix, tally) in enumerate(tallies.items())
+    }
 
 
-def _merge(options: PreprocessOptions, folder: Path, num_parts: int, tokenizer: TokenizerRecord, job: dict[str, Any]) -> Manifest:
-    """Write the dataset from its parts, in order; the manifest last."""
-    tally = _Tally()
-    num_pairs = 0
-    for index in range(num_parts):
-        part = read_part(part_path(folder, index))
-        tally.drops.update(part.drops)
-        num_pairs += len(part.num_sequences)
-    if num_pairs == 0:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.drops.most_common())
-        raise UserError(f"{', '.join(options.inputs)}: no pair is left ({reasons or 'there are no records'})")
+def _sequences(paths: Sequence[Path], output: int) -> Iterator[list[np.ndarray]]:
+    for path in tqdm(paths, desc="merging", unit="part", disable=None):
+        yield from read_pairs(path, output)
 
-    def pairs() -> Iterator[list[np.ndarray]]:
-        for index in tqdm(range(num_parts), desc="merging", unit="part", disable=None):
-            for sequences in read_part(part_path(folder, index)).documents():
-                tally.add(layout.unpack_pair(sequences))
-                yield sequences
 
-    files = write_indexed(options.output_prefix, pairs())
+def _write(
+    options: PreprocessOptions,
+    prefix: str,
+    pairs: Iterator[list[np.ndarray]],
+    tally: Tally,
+    tokenizer: TokenizerRecord,
+    job: dict[str, Any],
+) -> Manifest:
+    """Write one dataset, its manifest last."""
+    files = write_indexed(prefix, pairs)
     manifest = Manifest(
-        num_records=num_pairs + tally.drops.total(),
-        num_pairs=num_pairs,
+        num_records=tally.num_pairs + tally.drops.total(),
+        num_pairs=tally.num_pairs,
         num_turns=tally.num_turns,
         max_turns=tally.max_turns,
         max_token_id=tally.max_token_id,
         seq_length=options.seq_length,
         short_seq_length=options.short_seq_length,
         drops=dict(sorted(tally.drops.items())),
-        lengths=tally.lengths.summary(),
+        lengths=tally.summary(),
         tokenizer=tokenizer,
         job=job,
         files=files,
         data_hash=data_hash(files),
     )
-    write_manifest(options.output_prefix, manifest)
+    write_manifest(prefix, manifest)
     return manifest

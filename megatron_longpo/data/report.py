@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ def summary_lines(manifest: Manifest) -> list[str]:
         f"dropped     {sum(manifest.drops.values())}",
         *(f"  {reason:<24} {count}" for reason, count in manifest.drops.items()),
         f"limits      {manifest.seq_length} tokens a long side, {manifest.short_seq_length or 'no limit on'} a short side",
+        *map(_input_line, manifest.job.get("inputs", [])),
         f"tokenizer   {manifest.tokenizer.source or 'not recorded'}",
         f"data hash   {manifest.data_hash}",
         f"{'tokens':<16}{'count':>10}{'minimum':>10}{'mean':>12}{'maximum':>10}",
@@ -36,6 +38,14 @@ def summary_lines(manifest: Manifest) -> list[str]:
     saved = manifest.lengths["shared_prefix"]["mean"] / both
     lines.append(f"sharing     {saved:.1%} of the long tokens need not be encoded twice")
     return lines
+
+
+def _input_line(described: Mapping[str, Any]) -> str:
+    """An input of a dataset, with what was taken of it where that was counted."""
+    line = f"input       {described['name']}"
+    if "taken" in described:
+        line += f": {described['taken']} of {described['records']} records, {described['bad_lines']} bad lines"
+    return line
 
 
 def render_pair(pair: PreferencePair, tokenizer: ChatTokenizer | None, colour: bool = True) -> Iterator[str]:

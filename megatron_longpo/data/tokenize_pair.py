@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megatron_longpo.data.chat_encoder import ChatEncoder
+from megatron_longpo.data.encoding import Encoding
 from megatron_longpo.data.pair import PreferencePair, Side, Span
 from megatron_longpo.data.record import PreferenceRecord, Turn
-from megatron_longpo.data.templating import ContentNotFoundError, locate_contents
-from megatron_longpo.data.tokenizer import ChatTokenizer, Encoding, Message
+from megatron_longpo.data.templating import ChatTemplate, ContentNotFoundError
+from megatron_longpo.data.tokenizer import ChatTokenizer, Message
 
 
 class DropReason(enum.StrEnum):
@@ -36,6 +38,8 @@ class DropReason(enum.StrEnum):
     """An answer shares a token with the template's own text, or its tokens do not decode to it."""
     NO_END_OF_TURN = "no_end_of_turn"
     """The template puts no control token after an answer."""
+    DUPLICATE_DOCUMENT = "duplicate_document"
+    """The document is that of an earlier record."""
     LABELS_UNUSABLE = "labels_unusable"
     """Imported data: labels that are not the tokens they stand on, no answer, or turns that do not match between sides."""
 
@@ -70,40 +74,74 @@ class LengthLimits:
             raise DroppedError(DropReason.SHORT_SIDE_TOO_LONG)
 
 
-def tokenize_record(record: PreferenceRecord, tokenizer: ChatTokenizer, limits: LengthLimits) -> PreferencePair:
-    """Turn a record into a pair.
+class RecordTokenizer:
+    """Turns records into pairs.
 
     Long side: one chat whose first user message is document, blank line, instruction, whose later ones are the instruction
     alone, each followed by that side's answer. Short side: one chat a turn. Answers enter the template stripped.
-
-    Args:
-        record: the document.
-        tokenizer: renders and encodes.
-        limits: longest chats.
-
-    Returns:
-        The pair.
-
-    Raises:
-        DroppedError: with the reason.
     """
-    if record.is_cut_off():
-        raise DroppedError(DropReason.ANSWER_CUT_OFF)
-    if any(not turn.chosen.strip() or not turn.rejected.strip() for turn in record.turns):
-        raise DroppedError(DropReason.EMPTY_ANSWER)
-    if all(turn.chosen.strip() == turn.rejected.strip() for turn in record.turns):
-        raise DroppedError(DropReason.IDENTICAL_SIDES)
-    chosen, content_spans = _tokenize_chat(tokenizer, _long_chat(record, "chosen"))
-    rejected, _ = _tokenize_chat(tokenizer, _long_chat(record, "rejected"))
-    short = {
-        side: tuple(_tokenize_chat(tokenizer, _short_chat(turn, side))[0] for turn in record.turns)
-        for side in ("chosen", "rejected")
-    }
-    pair = PreferencePair(record.document_id, chosen, rejected, content_spans, short["chosen"], short["rejected"])
-    if np.array_equal(chosen.input_ids, rejected.input_ids):
-        raise DroppedError(DropReason.IDENTICAL_SIDES)
-    limits.check(pair)
-    return pair
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        """Render and encode with a tokenizer."""
+        self.tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
+        self._encoder = ChatEncoder(tokenizer)
+        self._is_control = np.zeros(max([tokenizer.vocab_size, *(id_ + 1 for id_ in tokenizer.control_ids)]), dtype=bool)
+        self._is_control[list(tokenizer.control_ids)] = True
+
+    def pair(self, record: PreferenceRecord, limits: LengthLimits) -> PreferencePair:
+        """The pair of a record whose chats are within limits.
+
+        Raises:
+            DroppedError: there is none, with the reason.
+        """
+        if record.is_cut_off():
+            raise DroppedError(DropReason.ANSWER_CUT_OFF)
+        if any(not turn.chosen.strip() or not turn.rejected.strip() for turn in record.turns):
+            raise DroppedError(DropReason.EMPTY_ANSWER)
+        if all(turn.chosen.strip() == turn.rejected.strip() for turn in record.turns):
+            raise DroppedError(DropReason.IDENTICAL_SIDES)
+        known: dict[str, Encoding] = {}
+        chosen, content_spans = self._chat(_long_chat(record, "chosen"), known)
+        rejected, _ = self._chat(_long_chat(record, "rejected"), known)
+        short = {
+            side: tuple(self._chat(_short_chat(turn, side), known)[0] for turn in record.turns) for side in ("chosen", "rejected")
+        }
+        pair = PreferencePair(record.document_id, chosen, rejected, content_spans, short["chosen"], short["rejected"])
+        if np.array_equal(chosen.input_ids, rejected.input_ids):
+            raise DroppedError(DropReason.IDENTICAL_SIDES)
+        limits.check(pair)
+        return pair
+
+    def _chat(self, messages: Sequence[Message], known: dict[str, Encoding]) -> tuple[Side, tuple[Span, ...]]:
+        """A chat's tokens with the spans of its answers, and the spans of all its contents (user text, answers with end)."""
+        try:
+            text, places = self._template.render(messages)
+        except ContentNotFoundError:
+            raise DroppedError(DropReason.TEXT_CHANGED_BY_TEMPLATE) from None
+        encoding = self._encoder.encode(text, places, known)
+        spans = []
+        for message, (start, end) in zip(messages, places, strict=True):
+            span = token_span(encoding, start, end)
+            ids = encoding.ids[slice(*span)]
+            if self._is_control[ids].any():
+                raise DroppedError(DropReason.CONTROL_TOKEN_IN_TEXT)
+            if message["role"] == "assistant":
+                if _canonical(self.tokenizer.decode(ids)) != _canonical(text[start:end]):
+                    raise DroppedError(DropReason.ANSWER_NOT_ON_TOKENS)
+                span = span[0], self._end_of_turn(encoding, span[1], text, end)
+            spans.append(span)
+        answers = tuple(span for message, span in zip(messages, spans, strict=True) if message["role"] == "assistant")
+        return Side(encoding.ids, answers), tuple(spans)
+
+    def _end_of_turn(self, encoding: Encoding, after: int, text: str, end: int) -> int:
+        """One past the control token that ends an answer; some templates put a space before it, which then belongs to it."""
+        for index in range(after, len(encoding.ids)):
+            if self._is_control[encoding.ids[index]]:
+                return index + 1
+            if text[end : encoding.end_of(index)].strip():
+                break
+        raise DroppedError(DropReason.NO_END_OF_TURN)
 
 
 def _long_chat(record: PreferenceRecord, side: str) -> list[Message]:
@@ -122,50 +160,11 @@ def _exchange(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip()}]
 
 
-def _tokenize_chat(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> tuple[Side, tuple[Span, ...]]:
-    """A chat's tokens with the spans of its answers, and the spans of all its contents (user text, answers with end)."""
-    text = tokenizer.render(messages)
-    try:
-        places = locate_contents(tokenizer, messages, text, range(len(messages)))
-    except ContentNotFoundError:
-        raise DroppedError(DropReason.TEXT_CHANGED_BY_TEMPLATE) from None
-    encoding = tokenizer.encode(text)
-    spans = []
-    for message, (start, end) in zip(messages, places, strict=True):
-        span = token_span(encoding, start, end)
-        if np.isin(encoding.ids[slice(*span)], list(tokenizer.control_ids)).any():
-            raise DroppedError(DropReason.CONTROL_TOKEN_IN_TEXT)
-        if message["role"] == "assistant":
-            _check_answer(tokenizer, encoding.ids[slice(*span)], text[start:end])
-            span = span[0], _end_of_turn(tokenizer, encoding, span[1], text, end)
-        spans.append(span)
-    answers = tuple(span for message, span in zip(messages, spans, strict=True) if message["role"] == "assistant")
-    return Side(encoding.ids, answers), tuple(spans)
-
-
 def token_span(encoding: Encoding, start: int, end: int) -> Span:
     """The tokens that cover any of the characters ``[start, end)``."""
-    first = int(np.searchsorted(encoding.ends, start, side="right"))
-    last = int(np.searchsorted(encoding.starts, end, side="left"))
-    return first, last
-
-
-def _check_answer(tokenizer: ChatTokenizer, ids: np.ndarray, answer: str) -> None:
-    """An answer's tokens must decode to it, give or take white space around it."""
-    if _canonical(tokenizer.decode(ids)) != _canonical(answer):
-        raise DroppedError(DropReason.ANSWER_NOT_ON_TOKENS)
+    return encoding.first_ending_after(start), encoding.first_starting_from(end)
 
 
 def _canonical(text: str) -> str:
     """Some tokenizers compose characters (Qwen: NFC), which is no change of text."""
     return unicodedata.normalize("NFC", text.strip())
-
-
-def _end_of_turn(tokenizer: ChatTokenizer, encoding: Encoding, after: int, text: str, end: int) -> int:
-    """One past the control token that ends the answer; some templates put a space before it, which then belongs to it."""
-    for index in range(after, len(encoding.ids)):
-        if encoding.ids[index] in tokenizer.control_ids:
-            return index + 1
-        if text[end : encoding.ends[index]].strip():
-            break
-    raise DroppedError(DropReason.NO_END_OF_TURN)

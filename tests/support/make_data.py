@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.data.preprocess import PreprocessOptions, preprocess
 from megatron_longpo.data.record import PreferenceRecord, Turn
 from megatron_longpo.data.tokenizer import TokenizerSpec
+from tests.support.chat_templates import TemplateShape
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -100,6 +102,43 @@ def make_tokenizer(
         tokenizer_object=tokenizer, bos_token=bos_token, eos_token=eos_token, pad_token=special_tokens[0]
     )
     wrapped.chat_template = template
+    wrapped.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def make_sentencepiece_like(folder: str | Path, dialect: str, shape: TemplateShape) -> Path:
+    """Write a Hugging Face tokenizer folder as those of Llama 2 and the first Mistral models are.
+
+    Merges run over text in which a mark stands for each space and tokens hold the mark at their start only; what is not in the
+    vocabulary is spelt in bytes. ``dialect`` is how marks get there: a normaliser (``prepend``), or a pre-tokeniser that does
+    (``metaspace-split``) or does not (``metaspace``) keep words apart.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    spelt = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", *shape.special_tokens, *spelt], show_progress=False)
+    rng = random.Random(0)
+    texts = [f"{make_text(rng, 200)}  {make_text(rng, 20)}   [INST] [/INST] <<SYS>>" for _ in range(20)]
+    tokenizer.train_from_iterator(texts, trainer)
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in spelt]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    if dialect == "prepend":
+        tokenizer.pre_tokenizer = None  # type: ignore[assignment]
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=dialect == "metaspace-split")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", *shape.special_tokens)])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=shape.bos_token, eos_token=shape.end_of_turn, unk_token="<unk>"
+    )
+    wrapped.chat_template = shape.template
     wrapped.save_pretrained(str(folder))
     return Path(folder)
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from megatron_longpo.data.record import PreferenceRecord, Turn
 from megatron_longpo.data.templating import common_prefix_length
-from megatron_longpo.data.tokenize_pair import DroppedError, DropReason, LengthLimits, tokenize_record
+from megatron_longpo.data.tokenize_pair import DroppedError, DropReason, LengthLimits, RecordTokenizer
 from megatron_longpo.data.tokenizer import TokenizerSpec
 from tests.support.chat_templates import CHATML
 from tests.support.make_data import make_tokenizer
@@ -27,7 +27,7 @@ RECORDS = st.builds(PreferenceRecord, st.just("d"), TEXT, st.lists(TURNS, min_si
 
 
 def tokenize(record, tokenizer):
-    return tokenize_record(record, tokenizer, NO_LIMIT)
+    return RecordTokenizer(tokenizer).pair(record, NO_LIMIT)
 
 
 def answer_texts(side, tokenizer):
@@ -132,7 +132,7 @@ def test_surrounding_white_space_of_answers_does_not_matter(shape, record):
 
 def dropped_reason(record, tokenizer, limits=NO_LIMIT):
     with pytest.raises(DroppedError) as dropped:
-        tokenize_record(record, tokenizer, limits)
+        RecordTokenizer(tokenizer).pair(record, limits)
     return dropped.value.reason
 
 
@@ -153,11 +153,11 @@ def test_records_that_cannot_be_used_are_dropped_with_the_reason(tokenizers, rec
     assert dropped_reason(same, tokenizer) is DropReason.IDENTICAL_SIDES
     assert dropped_reason(cut, tokenizer) is DropReason.ANSWER_CUT_OFF
     assert dropped_reason(record, tokenizer, LengthLimits(longest - 1)) is DropReason.LONG_SIDE_TOO_LONG
-    tokenize_record(record, tokenizer, LengthLimits(longest))
+    RecordTokenizer(tokenizer).pair(record, LengthLimits(longest))
     pair = tokenize(record, tokenizer)
     longest = max(len(side.input_ids) for side in (*pair.short_chosen, *pair.short_rejected))
     assert dropped_reason(record, tokenizer, LengthLimits(10**6, longest - 1)) is DropReason.SHORT_SIDE_TOO_LONG
-    tokenize_record(record, tokenizer, LengthLimits(10**6, longest))
+    RecordTokenizer(tokenizer).pair(record, LengthLimits(10**6, longest))
 
 
 @pytest.mark.parametrize("field", ["chosen", "rejected", "short_context", "instruction"])

@@ -123,9 +123,17 @@ def test_every_line_is_checked_before_any_work(options, inputs, tmp_path):
     assert not Path(f"{options().output_prefix}.partial").exists()
 
 
-def test_a_document_id_that_occurs_twice_is_refused(options, inputs):
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_a_document_id_that_stands_for_two_documents_is_refused(options, inputs, tmp_path, deduplicate):
+    other = make_records(tmp_path / "other.jsonl", 3, 2, seed=1)
+    other.write_text("\n\n" + other.read_text())
+    with pytest.raises(UserError, match=r"other\.jsonl:3: document_id: 'document-0' is taken by .*records\.jsonl:1; give"):
+        preprocess(options(inputs=(str(inputs[0]), str(other)), deduplicate=deduplicate))
+
+
+def test_a_document_id_that_occurs_twice_is_refused_where_duplicates_are_kept(options, inputs):
     with pytest.raises(UserError, match=r"records\.jsonl:1: document_id: 'document-0' is taken by .*records\.jsonl:1"):
-        preprocess(options(inputs=(str(inputs[0]), str(inputs[0]))))
+        preprocess(options(inputs=(str(inputs[0]), str(inputs[0])), deduplicate=False))
 
 
 def test_a_missing_input_is_named(options):

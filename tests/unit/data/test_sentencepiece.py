@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longpo.data.record import PreferenceRecord, Turn
-from megatron_longpo.data.tokenize_pair import LengthLimits, tokenize_record
+from megatron_longpo.data.tokenize_pair import LengthLimits, RecordTokenizer
 from megatron_longpo.data.tokenizer import TokenizerSpec
 from megatron_longpo.utils.errors import UserError
 
@@ -68,7 +68,7 @@ def test_a_template_may_leave_the_dummy_prefix_to_sentencepiece():
 
 def test_spans_decode_to_the_answers_with_one_bos_and_an_eos_each(tokenizer):
     turns = tuple(Turn("part", question, answer, "No.") for question, answer in zip(QUESTIONS, ANSWERS, strict=True))
-    pair = tokenize_record(PreferenceRecord("d", "The 𓀀 document", turns), tokenizer, LengthLimits(1000))
+    pair = RecordTokenizer(tokenizer).pair(PreferenceRecord("d", "The 𓀀 document", turns), LengthLimits(1000))
     ids = pair.chosen.input_ids
     assert ids.tolist().count(1) == 1
     assert [tokenizer.decode(ids[start : end - 1]) for start, end in pair.chosen.answer_spans] == list(ANSWERS)

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_longpo.data import indexed
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.data.indexed import write_indexed
 from megatron_longpo.data.inspection import find_problems
 from megatron_longpo.data.layout import check_pair, pack_pair, shared_prefix_length, unpack_pair
-from megatron_longpo.data.manifest import data_hash, write_manifest
+from megatron_longpo.data.manifest import data_hash, record_file, write_manifest
 from megatron_longpo.data.pair import PreferencePair, Side
 from megatron_longpo.data.record import parse_record
-from megatron_longpo.data.tokenize_pair import LengthLimits, tokenize_record
+from megatron_longpo.data.tokenize_pair import LengthLimits, RecordTokenizer
 from megatron_longpo.data.tokenizer import TokenizerSpec
 from megatron_longpo.utils.errors import UserError
 from tests.support.make_data import make_dataset
@@ -113,10 +114,29 @@ def test_megatrons_own_reader_reads_it(original):
         assert equal(unpack_pair(sequences), original[index])
 
 
+def test_the_files_are_byte_for_byte_those_of_megatrons_own_builder(tmp_path, monkeypatch):
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    monkeypatch.setattr(indexed, "INDEX_BLOCK", 4)
+    rng = np.random.default_rng(0)
+    pairs = [[rng.integers(0, 9, rng.integers(1, 6)).astype(np.int32) for _ in range(size)] for size in (5, 7, 1, 9)]
+    files = write_indexed(str(tmp_path / "ours"), iter(pairs))
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.int32)
+    for sequences in pairs:
+        for sequence in sequences:
+            builder.add_item(torch.from_numpy(sequence))
+        builder.end_document()
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    for suffix in ("bin", "idx"):
+        assert (tmp_path / f"ours.{suffix}").read_bytes() == (tmp_path / f"theirs.{suffix}").read_bytes()
+        assert files[suffix] == record_file(tmp_path / f"ours.{suffix}")
+
+
 def test_what_is_read_is_what_tokenising_gives(original, tokenizer):
     lines = Path(f"{original.prefix}.jsonl").read_text(encoding="utf-8").splitlines()
     for index, line in enumerate(lines):
-        assert equal(tokenize_record(parse_record(line, "f"), tokenizer, LengthLimits(10**6)), original[index])
+        assert equal(RecordTokenizer(tokenizer).pair(parse_record(line, "f"), LengthLimits(10**6)), original[index])
 
 
 def test_lengths_are_those_of_the_sides(original):
