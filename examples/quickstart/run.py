@@ -53,10 +53,10 @@ def stages() -> list[Stage]:
                 *("python", "tools/generate_preference_data.py", "--input", f"{documents}", "--output", f"{pairs}"),
                 *("--model", f"{model}", "--num-turns", "2", "--min-chunk-tokens", "96", "--max-chunk-tokens", "320"),
                 *("--max-new-tokens", "56", "--question-max-new-tokens", "80", "--num-questions", "3"),
-                *("--max-question-tokens", "64", "--seq-length", SEQ_LENGTH, "--drop-cut-off"),
+                *("--max-question-tokens", "64", "--seq-length", SEQ_LENGTH, "--min-document-tokens", "1024"),
                 *("--lead-in-file", f"{HERE}/lead_ins.txt"),
             ),
-            (pairs, BUILD / "pairs.jsonl.journal"),
+            (pairs, BUILD / "pairs.jsonl.*"),
         ),
         Stage(
             "dataset",

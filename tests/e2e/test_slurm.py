@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.hf_models import make_hf_model
 from tests.support.make_data import make_dataset
+from tests.support.scripted_generation import OpenAIServer, make_document
 from tests.support.slurm import Job, SlurmCluster, why_not
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,32 @@ def test_a_warned_job_saves_goes_back_to_the_queue_and_resumes_to_the_end(cluste
     assert iterations(folder) == list(range(1, TRAIN_ITERS + 1))
     assert f"resuming after iteration {reached}" in logs(folder)
     assert "cp 2 pp 1 dp 2" in logs(folder), "four ranks over two nodes made one run"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_tasks_of_an_array_share_the_documents_and_merge_to_one_file(cluster, tmp_path):
+    books, model = tmp_path / "books", make_hf_model(tmp_path / "model")
+    books.mkdir()
+    for number in range(5):
+        (books / f"book{number}.txt").write_text(make_document(f"book{number}").text)
+    lengths = ["--min-document-tokens", "1", "--min-chunk-tokens", "80", "--max-chunk-tokens", "200", "--max-new-tokens", "80"]
+    lengths += ["--max-question-tokens", "80", "--num-turns", "2"]
+    generate = [sys.executable, "tools/generate_preference_data.py", "--input", str(books), "--output"]
+    with OpenAIServer() as server:
+        by_server = ["--tokenizer-model", str(model), "--seq-length", "3000", "--server", server.url, *lengths]
+        subprocess.run([*generate, tmp_path / "whole.jsonl", *by_server], cwd=ROOT, check=True, capture_output=True)
+        job_id = cluster.submit(
+            *("--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/%a.log", "examples/slurm/generate.sbatch"),
+            *(str(books), f"{tmp_path}/pairs.jsonl", str(model), "3000", server.url, *lengths),
+            cwd=ROOT,
+        )
+        for task in range(2):
+            job = cluster.wait(f"{job_id}_{task}", "COMPLETED", "FAILED", "CANCELLED", seconds=120)
+            assert job.state == "COMPLETED", (tmp_path / f"{task}.log").read_text()
+    merged = [*generate, tmp_path / "pairs.jsonl", "--merge", "2"]
+    subprocess.run(merged, cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "pairs.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 @pytest.mark.timeout(300)

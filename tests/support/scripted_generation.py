@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx2
+
 from megatron_longpo.generation.documents import Document
 from megatron_longpo.generation.engine import Completion
 from megatron_longpo.generation.settings import Sampling
@@ -92,6 +94,7 @@ class OpenAIServer:
         delay: float = 0.0,
         complete_prompt: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         models: Sequence[str] = ("scripted",),
+        upstream: str | None = None,
     ) -> None:
         """Start.
 
@@ -101,7 +104,9 @@ class OpenAIServer:
             delay: seconds that an answer takes.
             complete_prompt: the completions endpoint, payload -> answer.
             models: what it serves.
+            upstream: another server, which answers in place of ``reply``: then this one only counts and misbehaves.
         """
+        self.upstream = upstream
         self.asked: list[dict[str, Any]] = []
         self.answered: collections.Counter[str] = collections.Counter()
         self.most_at_once = 0
@@ -158,7 +163,7 @@ class OpenAIServer:
         try:
             time.sleep(self.delay)
             fault = self.faults(message, tries)
-            body = self._body(self.reply(message, seed))
+            body = self._ask_upstream(payload) if self.upstream else self._body(self.reply(message, seed))
             if fault is None:
                 handler.send_body(200, body)
                 with self._lock:
@@ -168,6 +173,11 @@ class OpenAIServer:
         finally:
             with self._lock:
                 self._at_once -= 1
+
+    def _ask_upstream(self, payload: dict[str, Any]) -> bytes:
+        answered = httpx2.post(f"{self.upstream}/chat/completions", json=payload, timeout=300.0, trust_env=False)
+        assert answered.status_code == 200, answered.text
+        return answered.content
 
     @staticmethod
     def _body(completion: Completion) -> bytes:

@@ -120,13 +120,13 @@ class SlurmCluster:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout
 
-    def job(self, job_id: int) -> Job:
+    def job(self, job_id: int | str) -> Job:
         """Ask the controller about a job."""
         words = self.run("scontrol", "show", "job", str(job_id), "--oneliner").split()
         fields = dict(word.split("=", 1) for word in words if "=" in word)
         return Job(fields["JobState"], int(fields["Restarts"]), fields["ExitCode"])
 
-    def wait(self, job_id: int, *states: str, seconds: float) -> Job:
+    def wait(self, job_id: int | str, *states: str, seconds: float) -> Job:
         """Wait until a job is in one of ``states``.
 
         Raises:
