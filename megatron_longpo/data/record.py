@@ -102,8 +102,9 @@ def read_record(line: bytes | str) -> PreferenceRecord:
     try:
         text = line if isinstance(line, str) else line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         value = _DECODER.decode(text)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise RecordError(f"not a JSON object in UTF-8 ({error}); write one record a line") from None
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise RecordError(f"not a JSON object in UTF-8 ({reason}); write one record a line") from None
     fields = _object(value, "the record", RECORD_FIELDS, optional=("metadata",))
     document_id = _text(fields["document_id"], "document_id")
     turns = fields["turns"]

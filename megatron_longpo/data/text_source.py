@@ -159,7 +159,7 @@ def scan_text(
     counts = [int(scan.is_record.sum()) for scan in scans]
     ends = np.cumsum([0, *map(len, ranges)])
     groups = [slice(start, end) for start, end in itertools.pairwise(ends.tolist())]
-    if scans and not any(counts):
+    if not any(counts):
         raise UserError(f"{', '.join(of.path for of in inputs)}: no line is a record")
     ids = np.concatenate([np.empty((0, 2), np.uint64), *(scan.ids for scan in scans)])
     contents = np.concatenate([np.empty((0, 2), np.uint64), *(scan.contents for scan in scans)])
