@@ -13,7 +13,7 @@ from benchmarks.step import duel_of, peak_of, problem_of, shape_of
 from megatron_longpo.utils.errors import run_command
 
 TIME_TARGET, MEMORY_TARGET = 1.10, 2.05
-ROUNDS = 3  # at lengths that the contest of steps does not have, or has one sample of
+ROUNDS = 2  # at lengths that the contest of steps does not have, or has one sample of
 
 
 def cpu_seconds(bench: Bench, scale: Scale, prompt: int) -> float:
