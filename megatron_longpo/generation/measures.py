@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ from megatron_longpo.generation.randomness import derive_seed
 BITS = 10
 """Values are told apart to this many binary places: exactly below 1024, to a thousandth above."""
 
-MOST_BINS = 30
+FEWEST_BINS, MOST_BINS = 6, 30
+"""A histogram has at most twice as many bins as the square root of its values, within these bounds."""
 
 
 class Distribution:
@@ -75,10 +77,11 @@ class Distribution:
         raise AssertionError("a count is missing")
 
     def _histogram(self) -> tuple[list[int], list[int]]:
-        """Lay at most `MOST_BINS` bins of a round width over the values."""
+        """Lay bins of a round width over the values."""
         lowest, highest = min(self._counts), max(self._counts)
+        most = min(MOST_BINS, max(FEWEST_BINS, 2 * math.isqrt(self._counts.total())))
         width, factors = 1, (2, 5, 10)
-        while (highest // width) - (lowest // width) >= MOST_BINS:
+        while (highest // width) - (lowest // width) >= most:
             width = next(power * factor for power in [_power_of_ten(width)] for factor in factors if power * factor > width)
         first = lowest // width
         counts = [0] * (highest // width - first + 1)

@@ -103,20 +103,20 @@ def _share(part: int, whole: int) -> str:
 
 def _numbers(statistics: Mapping[str, Any]) -> Html:
     """Show each distribution as a row."""
-    heads = ("", "unit", "count", "minimum", "median", "mean", "maximum")
+    heads = ("", "count", "minimum", "median", "mean", "maximum")
     rows = [element("tr", *(element("th", head, scope="col") for head in heads))]
     spreads = [(NAMES[name], spread) for name, spread in statistics["lengths"].items()]
     if statistics["margins"]:
-        spreads.append(("log-prob margin, chosen - rejected", statistics["margins"]))
+        spreads.append(("log-prob margin", statistics["margins"]))
     for name, spread in spreads:
         values = (spread["count"], spread["minimum"], spread["median"], spread["mean"], spread["maximum"])
-        cells = (name, spread["unit"], *map(_number, values))
-        rows.append(element("tr", *(element("td", cell) for cell in cells)))
+        head = element("td", name, element("span", f", {spread['unit']}", class_="soft"))
+        rows.append(element("tr", head, *(element("td", _number(value)) for value in values)))
     return element("div", element("div", element("table", *rows), class_="scroll"), class_="card")
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _plots(statistics: Mapping[str, Any]) -> Html:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 4.6, 2.7
+WIDTH, HEIGHT = 4.3, 2.6
 """Inches. Small, since a phone shows a plot no wider, and text is not to shrink with it."""
 
 INK, SOFT, LINE, NEUTRAL, CHOSEN, REJECTED = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05", "#0a0a06"
@@ -23,10 +23,8 @@ SETTINGS = {
     "svg.hashsalt": "report",  # the same statistics give the same bytes
     "text.parse_math": False,
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; the page's own font takes its place
-    "font.size": 9,
-    "axes.titlesize": 9,
+    "font.size": 10,
     "text.color": INK,
-    "axes.titlecolor": INK,
     "axes.labelcolor": SOFT,
     "axes.edgecolor": LINE,
     "xtick.color": LINE,
@@ -89,20 +87,20 @@ def answer_scatter(lengths: list[list[int]]) -> str:
         chosen, rejected = zip(*lengths, strict=True)
         lowest, highest = max(1, min(chosen + rejected)), max(chosen + rejected)
         axes.plot([lowest, highest], [lowest, highest], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.scatter(chosen, rejected, s=9, color=CHOSEN, alpha=0.5, linewidths=0)
+        axes.scatter(chosen, rejected, s=9 if len(lengths) > 100 else 25, color=CHOSEN, alpha=0.5, linewidths=0)
         if highest / lowest >= LOGARITHMIC_FROM:
             axes.set(xscale="log", yscale="log")
-        _label(axes, "tokens of the chosen answer", "of the rejected answer")
+        _label(axes, "chosen answer, tokens", "rejected answer, tokens")
         axes.grid(linewidth=0.4)
         axes.text(0.02, 0.98, "rejected longer", transform=axes.transAxes, va="top", color=SOFT)
         axes.text(0.98, 0.04, "chosen longer", transform=axes.transAxes, ha="right", color=SOFT)
 
-    return _render(draw, "chosen against rejected lengths", height=1.25 * HEIGHT)
+    return _render(draw, "chosen against rejected lengths")
 
 
 def _draw_histogram(axes: Axes, spread: dict[str, Any], colour: str, label: str, count_of: str) -> None:
     axes.stairs(spread["counts"], spread["edges"], fill=True, color=colour)
-    axes.axvline(spread["median"], color=INK, linewidth=1, linestyle=(0, (1, 1.5)))
+    axes.axvline(spread["median"], color=INK, linewidth=1, linestyle=(0, (2, 2)))
     _label(axes, label, count_of)
 
 
@@ -117,24 +115,23 @@ def _label(axes: Axes, x: str, y: str) -> None:
     axes.grid(axis="y", linewidth=0.4)
 
 
-def _render(draw: Callable[[Figure], None], label: str, height: float = HEIGHT) -> str:
+def _render(draw: Callable[[Figure], None], label: str) -> str:
     """Draw a figure and return its ``<svg>`` element, which scales with the page.
 
     Args:
         draw: draws on an empty figure.
         label: what it shows, for those who cannot see it; no text of a document.
-        height: in inches.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
-    opening = rf'<svg viewBox="0 0 {72 * WIDTH:g} {72 * height:g}" role="img" aria-label="{label}">'
+    opening = rf'<svg viewBox="0 0 {72 * WIDTH:g} {72 * HEIGHT:g}" role="img" aria-label="{label}">'
     svg = re.sub(r"<svg\b[^>]*>", opening, svg[svg.index("<svg") :], count=1)
     name = re.sub(r"\W+", "-", label)
     svg = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{name}-", svg)  # names are shared by all plots of a page

@@ -44,7 +44,7 @@ def _kept(sample: Mapping[str, Any]) -> list[Html | None]:
 
 
 def _dropped(sample: Mapping[str, Any]) -> list[Html | None]:
-    return [_tags([sample["reason"], f"while: {sample['step']}", _place(sample)]), _question(sample), _sides(sample)]
+    return [_tags([sample["reason"], f"step: {sample['step']}", _place(sample)]), _question(sample), _sides(sample)]
 
 
 def _place(sample: Mapping[str, Any]) -> str:

@@ -15,10 +15,12 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; }
 h2 { font-size: 1.2rem; margin: 40px 0 12px; }
 h3 { font-size: .95rem; margin: 0 0 8px; }
 p { margin: 4px 0 12px; }
+figure { margin: 0; }
 .soft { color: var(--soft); }
 .small { font-size: .85rem; }
-.grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); align-items: start; }
-.figures { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 20px; }
+.grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); margin-top: 12px; }
+.figures { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 20px; }
+.figures > * { flex: 1 1 200px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; min-width: 0; }
 .figure b { display: block; font-size: 1.5rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 svg { display: block; width: 100%; height: auto; }
@@ -39,7 +41,7 @@ tr:last-child > td { border-bottom: 0; }
 .excerpt { color: var(--soft); border-left: 3px solid var(--line); padding-left: 12px; margin: 0 0 12px; font-size: .9rem; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
 .side { border-top: 3px solid; padding: 8px 12px 10px; background: var(--tint); border-radius: 0 0 6px 6px; min-width: 0; }
-.side .text { max-height: 22em; overflow-y: auto; }
+.side .text { max-height: 30em; overflow-y: auto; }
 .chosen { border-color: var(--chosen); }
 .rejected { border-color: var(--rejected); }
 .chosen h4 { color: var(--chosen); }
@@ -49,9 +51,12 @@ h4 span { color: var(--soft); font-weight: 400; }
 .tags { display: flex; flex-wrap: wrap; gap: 6px; }
 .tag { font-size: .8rem; background: var(--tint); border: 1px solid var(--line); border-radius: 12px; padding: 1px 10px;
   max-width: 100%; overflow-wrap: anywhere; }
+.tag:first-child { font-weight: 600; }
 details summary { cursor: pointer; }
 .settings td { white-space: normal; overflow-wrap: anywhere; text-align: left; vertical-align: top; }
 .settings td:first-child { color: var(--soft); width: 40%; }
-@media (max-width: 640px) { .sides { grid-template-columns: 1fr; } main { padding: 16px 10px 48px; } }
+@media (max-width: 640px) { .sides { grid-template-columns: 1fr; } .figures > * { flex-basis: 140px; }
+  main { padding: 16px 10px 48px; } .card { padding: 12px; }
+  table { font-size: .8rem; } th { font-size: .75rem; } th, td { padding: 5px 4px; } td:first-child { white-space: normal; } }
 """
 """Colours have a light and a dark set; widths from a phone's up. Nothing is fetched."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_longpo.generation.measures import MOST_BINS, Distribution, Sample
+from megatron_longpo.generation.measures import FEWEST_BINS, MOST_BINS, Distribution, Sample
 from megatron_longpo.generation.statistics import (
     ANSWER_CHARACTERS,
     EXCERPT_CHARACTERS,
@@ -66,7 +66,7 @@ def test_a_histogram_has_few_bins_of_one_round_width(values: list[int]) -> None:
         spread.add(value)
     summary = spread.summary()
     assert sum(summary["counts"]) == len(values)
-    assert 1 <= len(summary["counts"]) <= MOST_BINS
+    assert 1 <= len(summary["counts"]) <= min(MOST_BINS, max(FEWEST_BINS, 2 * len(values) ** 0.5))
     assert summary["counts"][0] > 0 < summary["counts"][-1]
     (width,) = {end - start for start, end in itertools.pairwise(summary["edges"])}
     assert str(width).rstrip("0") in ("1", "2", "5")
