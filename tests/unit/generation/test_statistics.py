@@ -6,7 +6,7 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_longpo.generation.measures import FEWEST_BINS, MOST_BINS, Distribution, Sample
@@ -162,6 +162,7 @@ def test_a_margin_that_is_no_number_is_counted_apart() -> None:
     assert margins["count"] == sum(len(each["turns"]) for each in [record, *RECORDS]) - 1
 
 
+@settings(max_examples=12)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_records_and_of_dropped_turns_changes_nothing(rng: random.Random) -> None:
     expected = collect(RECORDS, DROPPED, DROPS, {})
@@ -248,5 +249,5 @@ def test_memory_does_not_grow_with_the_run() -> None:
         return highest
 
     peak(500)  # what is made once is made
-    few, many = peak(1000), peak(6000)
+    few, many = peak(700), peak(3000)
     assert many < 1.25 * few
