@@ -7,10 +7,11 @@ the meaning is the same. The string under each field is its ``--help`` text and 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 NllScope = Literal["all", "no-template", "answers"]
 TurnAggregation = Literal["sum", "per-turn"]
+LossType = Literal["sigmoid", "hinge", "ipo", "simpo"]
 ReferenceContext = Literal["short", "long"]
 LrDecayStyle = Literal["cosine", "linear", "constant"]
 CpCommType = Literal["auto", "all_gather", "a2a", "p2p", "a2a+p2p"]
@@ -114,7 +115,7 @@ class ObjectiveConfig:
     """The LongPO objective: ``nll_weight * NLL + preference_weight * PREF`` for each document."""
 
     beta: float = 0.1
-    """Inverse temperature of the preference, in 1/nat (paper: 0.1; released code: 0.01)."""
+    """Inverse temperature of the preference, in 1/nat (paper: 0.1; released code: 0.01); ipo: its tau."""
     preference_weight: float = 0.01
     """Weight (lambda) of the preference term (paper Eq. 14)."""
     nll_weight: float = 1.0
@@ -122,9 +123,11 @@ class ObjectiveConfig:
     nll_scope: NllScope = choices("all", "all", "no-template", "answers")  # type: ignore[assignment]
     """Targets of the NLL: every token of the chosen sequence, all but the template's own tokens, or the answers only."""
     turn_aggregation: TurnAggregation = choices("sum", "sum", "per-turn")  # type: ignore[assignment]
-    """One sigmoid over the sum of the turns' margins, or one sigmoid a turn and their mean."""
-    loss_type: Literal["sigmoid"] = choices("sigmoid", "sigmoid")  # type: ignore[assignment]
-    """Preference loss on the margin."""
+    """One sigmoid over the sum of the turns' margins, or one sigmoid a turn and their mean; so for every loss type."""
+    loss_type: LossType = choices("sigmoid", *get_args(LossType))  # type: ignore[assignment]
+    """Preference loss. Of the margin: ``sigmoid`` (LongPO, DPO), ``hinge``, ``ipo``; without a reference: ``simpo``."""
+    simpo_gamma: float = 0.5
+    """simpo: margin that the reward of the chosen answer is asked to have over the rejected one's."""
     label_smoothing: float = 0.0
     """Assumed probability that a preference label is wrong, in [0, 0.5)."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from megatron_longpo.config.fields import all_fields, flag_of
 from megatron_longpo.config.layout import data_parallel_size, world_problems
+from megatron_longpo.config.loss_types import OWN_SETTINGS, traits_of
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.utils.errors import UserError
 
@@ -254,7 +255,7 @@ SHARES: dict[str, tuple[float, float]] = {
 """Settings that lie in [low, high)."""
 NOT_NEGATIVE = frozenset(
     ("preference_weight", "nll_weight", "lr", "min_lr", "lr_warmup_iters", "weight_decay", "sgd_momentum", "clip_grad", "seed")
-) | {"cpu_offloading_num_layers"}
+) | {"cpu_offloading_num_layers", "simpo_gamma"}
 """Settings that may be 0."""
 POSITIVE = frozenset(info.name for info in all_fields() if info.kind in (int, float)) - NOT_NEGATIVE - SHARES.keys()
 """Sizes, intervals, counts, rates and bases: all numbers that are not listed above."""
@@ -271,6 +272,7 @@ def _ineffective(config: RunConfig) -> Iterator[tuple[str, str]]:
         owner = info.name.split("_")[0]
         if info.group == "optimizer" and owner in ("adam", "rmsprop", "sgd") and owner != optimizer:
             yield info.name, f"--optimizer is {optimizer}"
+    yield from _ineffective_in_the_objective(config)
     if config.optimizer.lr_decay_style == "constant":
         yield "min_lr", "--lr-decay-style is constant"
     if config.training.recompute_granularity != "full":
@@ -288,6 +290,21 @@ def _ineffective(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield name, "no --lora-rank is given"
     if config.logging.wandb_project is None:
         yield "wandb_name", "no --wandb-project is given"
+
+
+def _ineffective_in_the_objective(config: RunConfig) -> Iterator[tuple[str, str]]:
+    objective = config.objective
+    traits = traits_of(objective)
+    if traits is None:
+        for name in ("loss_type", "beta", "turn_aggregation", *sorted(OWN_SETTINGS)):
+            yield name, "--preference-weight is 0"
+        return
+    for name in sorted(OWN_SETTINGS - traits.settings):
+        yield name, f"--loss-type is {objective.loss_type}"
+    if not traits.uses_reference:
+        for info in all_fields():
+            if info.group == "reference":
+                yield info.name, f"--loss-type {objective.loss_type} needs no reference"
 
 
 def parse_number(text: str) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from megatron_longpo.config.loss_types import reference_contexts
 from megatron_longpo.config.schema import RunConfig, TrainingConfig
 from megatron_longpo.estimation.layer import LayerBytes, layer_bytes
 from megatron_longpo.estimation.shape import PairShape
@@ -173,7 +174,7 @@ def _standing(architecture: ModelArchitecture, config: RunConfig, ranks: Ranks, 
     moments = 2 if config.optimizer.optimizer != "sgd" else int(config.optimizer.sgd_momentum > 0)
     states = FP32 * (moments + config.training.bf16) * trained // sharded
     away = int(states * config.optimizer.optimizer_offload_fraction) if config.optimizer.optimizer_cpu_offload else 0
-    live = config.reference.reference == "live" and config.objective.preference_weight > 0
+    live = config.reference.reference == "live" and bool(reference_contexts(config.objective, config.reference))
     # adapters that are switched off are the reference
     second = live and (config.lora.lora_rank is None or config.reference.reference_checkpoint is not None)
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_longpo.losses.objective import ObjectiveOutput, PolicySums
+from megatron_longpo.losses.objective import ObjectiveOutput, PairTables, PolicySums
 
 _PER_PAIR = (
     "loss",
@@ -29,58 +29,52 @@ def metric_names(max_turns: int) -> tuple[str, ...]:
     return (*_PER_PAIR, "kl/short_to_long", *turns)
 
 
-def metric_sums(
-    output: ObjectiveOutput,
-    sums: PolicySums,
-    nll_tokens: Tensor,
-    turn_mask: Tensor,
-    answer_tokens: Tensor,
-    reference_logps: Tensor,
-    max_turns: int,
-) -> Tensor:
+def metric_sums(output: ObjectiveOutput, sums: PolicySums, tables: PairTables, max_turns: int) -> Tensor:
     """Numerator and denominator of every metric.
 
     Args:
         output: the pairs' objective.
         sums: the policy's log-prob sums.
-        nll_tokens: ``[p]``.
-        turn_mask: ``[p, t]``.
-        answer_tokens: ``[p, t, 2]``.
-        reference_logps: ``[p, t, 2]``, NaN where there is none.
+        tables: what is known of the pairs.
         max_turns: turns of the longest pair of the run, so that every rank has the same rows.
 
     Returns:
         ``[metrics, 2]`` float64: rows in the order of `metric_names`. Means over pairs; ``kl/short_to_long`` is a mean over
-        chosen answer
-        tokens of ``logp_ref - logp_policy``, an estimate of KL(reference on short || policy on long); a turn's margin is a
-        mean over the pairs that have the turn. What was not computed has denominator 0: rewards and preference loss without a
-        reference, ``nll_loss`` without targets, ``logps/rejected`` where the rejected side was not read.
+        chosen answer tokens of ``logp_ref - logp_policy``, an estimate of KL(reference on short || policy on long); a turn's
+        margin is a mean over the pairs that have the turn. What was not computed has denominator 0: rewards without the
+        reference that they need, ``nll_loss`` without targets, ``logps/rejected`` where the rejected side was not read.
     """
-    exists = turn_mask > 0
-    known = exists & ~reference_logps.isnan().any(-1)
-    has_reference = (known == exists).all(-1)  # [p]
+    exists = tables.turn_mask > 0
+    known = exists & ~output.rewards.isnan().any(-1)
+    rewarded = (known == exists).all(-1).to(output.loss.dtype)  # [p]
     rewards = torch.where(known[..., None], output.rewards, 0.0)
     chosen, rejected = rewards[..., 0].sum(-1), rewards[..., 1].sum(-1)
     answers = sums.answers * exists[..., None]
-    every, referenced = torch.ones_like(output.loss), has_reference.to(output.loss.dtype)
+    every = torch.ones_like(output.loss)
     rows = [
         (output.loss, every),
-        (output.nll, (nll_tokens > 0).double()),
-        (output.preference * referenced, referenced),
-        (chosen * referenced, referenced),
-        (rejected * referenced, referenced),
-        ((chosen - rejected) * referenced, referenced),
-        ((chosen > rejected).to(output.loss.dtype) * referenced, referenced),
+        (output.nll, (tables.nll_tokens > 0).double()),
+        _where_computed(output.preference),
+        (chosen * rewarded, rewarded),
+        (rejected * rewarded, rewarded),
+        ((chosen - rejected) * rewarded, rewarded),
+        ((chosen > rejected) * rewarded, rewarded),
         (answers[..., 0].sum(-1), every),
-        (answers[..., 1].sum(-1), (answer_tokens[..., 1].sum(-1) > 0).double()),
+        (answers[..., 1].sum(-1), (tables.answer_tokens[..., 1].sum(-1) > 0).double()),
     ]
-    drift = torch.where(known, reference_logps[..., 0] - sums.answers[..., 0], 0.0)
-    rows.append((drift.flatten(), torch.where(known, answer_tokens[..., 0], 0.0).flatten()))
+    referenced = exists & ~tables.reference_logps.isnan().any(-1)
+    drift = torch.where(referenced, tables.reference_logps[..., 0] - sums.answers[..., 0], 0.0)
+    rows.append((drift.flatten(), torch.where(referenced, tables.answer_tokens[..., 0], 0.0).flatten()))
     margins = rewards[..., 0] - rewards[..., 1]
     for turn in range(max_turns):
         present = turn < margins.size(1)
         rows.append((margins[:, turn], known[:, turn].double()) if present else (every * 0, every * 0))
     return torch.stack([torch.stack([top.detach().sum().double(), bottom.sum().double()]) for top, bottom in rows])
+
+
+def _where_computed(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and ones where they are known; zeros elsewhere."""
+    return values.nan_to_num(), (~values.isnan()).to(values.dtype)
 
 
 def metric_means(totals: Tensor, max_turns: int) -> dict[str, float]:

@@ -14,13 +14,13 @@ The paper's printed Eq. 13 sums probabilities inside the logarithm; its code sum
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from megatron_longpo.config.loss_types import traits_of
 from megatron_longpo.config.schema import ObjectiveConfig
+from megatron_longpo.losses.preference import Answers, answer_rewards, preference_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,31 @@ class PolicySums:
 
 
 @dataclasses.dataclass(frozen=True)
+class PairTables:
+    """What the objective knows of ``p`` pairs of up to ``t`` turns beside the policy's sums.
+
+    Attributes:
+        nll_tokens: ``[p]`` number of targets of the NLL.
+        turn_mask: ``[p, t]`` 1 where the turn exists.
+        answer_tokens: ``[p, t, 2]`` tokens of (chosen, rejected); 0 for a side that was not read.
+        reference_logps: ``[p, t, 2]`` log-probs of (chosen, rejected) under the reference; NaN where there is none.
+    """
+
+    nll_tokens: Tensor
+    turn_mask: Tensor
+    answer_tokens: Tensor
+    reference_logps: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class ObjectiveOutput:
-    """Each pair's objective and its parts, all ``[p]`` unless said otherwise.
+    """Each pair's objective and its parts, all ``[p]`` unless said otherwise. NaN is what was not computed.
 
     Attributes:
         loss: ``nll_weight * nll + preference_weight * preference``.
         nll: mean negative log-likelihood of the pair's NLL targets; 0 where there are none.
-        preference: preference loss; 0 without a reference.
-        rewards: ``[p, t, 2]`` beta times the log-ratio of each turn's (chosen, rejected) answer; NaN without a reference.
+        preference: preference loss.
+        rewards: ``[p, t, 2]`` reward of each turn's (chosen, rejected) answer, see `answer_rewards`.
     """
 
     loss: Tensor
@@ -53,49 +70,12 @@ class ObjectiveOutput:
     rewards: Tensor
 
 
-def sigmoid_loss(scaled_margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Negative log-likelihood of the preference under Bradley-Terry, element by element.
-
-    Math: ``-(1 - e) * logsigmoid(x) - e * logsigmoid(-x)`` with ``x = beta * margin`` (conservative DPO's smoothing ``e``).
-    """
-    kept = -logsigmoid(scaled_margin)
-    if not label_smoothing:
-        return kept
-    return (1 - label_smoothing) * kept - label_smoothing * logsigmoid(-scaled_margin)
-
-
-PREFERENCE_LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {"sigmoid": sigmoid_loss}
-"""Losses on the scaled margin, by ``--loss-type``."""
-
-
-def preference_loss(rewards: Tensor, turn_mask: Tensor, config: ObjectiveConfig) -> Tensor:
-    """Preference loss of each pair.
-
-    Args:
-        rewards: ``[p, t, 2]`` beta times the log-ratios.
-        turn_mask: ``[p, t]`` 1 where the turn exists.
-        config: aggregation, loss type and label smoothing.
-
-    Returns:
-        ``[p]``: one loss of the summed margin (``sum``), or the mean of the turns' losses (``per-turn``).
-    """
-    loss = PREFERENCE_LOSSES[config.loss_type]
-    margins = (rewards[..., 0] - rewards[..., 1]) * turn_mask
-    if config.turn_aggregation == "sum":
-        return loss(margins.sum(-1), config.label_smoothing)
-    return (loss(margins, config.label_smoothing) * turn_mask).sum(-1) / turn_mask.sum(-1)
-
-
-def longpo_objective(
-    sums: PolicySums, nll_tokens: Tensor, turn_mask: Tensor, reference_logps: Tensor, config: ObjectiveConfig
-) -> ObjectiveOutput:
+def longpo_objective(sums: PolicySums, tables: PairTables, config: ObjectiveConfig) -> ObjectiveOutput:
     """Objective of each pair of a micro-batch.
 
     Args:
         sums: the policy's sums; gradients flow into them.
-        nll_tokens: ``[p]`` number of targets of the NLL.
-        turn_mask: ``[p, t]``.
-        reference_logps: ``[p, t, 2]`` log-probs of (chosen, rejected) under the reference; NaN where there is none.
+        tables: what is known of the pairs.
         config: weights and kind of the terms.
 
     Returns:
@@ -103,12 +83,11 @@ def longpo_objective(
 
     Parallel: none; pass complete sums.
     """
-    nll = -sums.nll / nll_tokens.clamp(min=1)
-    rewards = config.beta * (sums.answers - reference_logps)  # NaN where there is no turn or no reference
-    if config.preference_weight:
-        present = torch.where(turn_mask[..., None] > 0, rewards, 0.0)
-        preference = preference_loss(present, turn_mask, config)
-    else:
-        preference = torch.zeros_like(nll)
-    loss = config.nll_weight * nll + config.preference_weight * preference
-    return ObjectiveOutput(loss, nll, preference, rewards)
+    nll = -sums.nll / tables.nll_tokens.clamp(min=1)
+    loss = config.nll_weight * nll
+    if traits_of(config) is None:
+        return ObjectiveOutput(loss, nll, torch.full_like(nll, torch.nan), torch.full_like(sums.answers, torch.nan))
+    turns = (sums.answers, tables.reference_logps, tables.answer_tokens)
+    preference = preference_loss(Answers.of_turns(*turns, tables.turn_mask, config.turn_aggregation), tables.turn_mask, config)
+    rewards = answer_rewards(*turns, tables.turn_mask, config)
+    return ObjectiveOutput(loss + config.preference_weight * preference, nll, preference, rewards)

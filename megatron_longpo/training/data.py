@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from megatron_longpo.config.loss_types import traits_of
 from megatron_longpo.config.schema import DataConfig, RunConfig
 from megatron_longpo.config.validate import parse_number
 from megatron_longpo.data.dataset import PreferenceDataset
@@ -87,10 +88,11 @@ def _check_fit(dataset: PreferenceDataset, config: DataConfig, architecture: Mod
 
 def packing_options(config: RunConfig, state: ParallelState) -> PackingOptions:
     """Which rows the objective needs."""
+    traits = traits_of(config.objective)
     return PackingOptions(
         prefix_sharing=config.data.prefix_sharing,
         nll_scope=config.objective.nll_scope if config.objective.nll_weight else None,
-        with_rejected=bool(config.objective.preference_weight),
+        with_rejected=traits is not None and traits.rejected,
         multiple=state.sequence_multiple,
     )
 

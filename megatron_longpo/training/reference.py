@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
 
+from megatron_longpo.config.loss_types import reference_contexts
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.loader import ComputedReference, ReferenceSource, SampleId
 from megatron_longpo.models.gpt import LogProbGPTModel
@@ -32,7 +33,7 @@ class RunReference:
         self._cached: CachedReference | None = None
         self._model: Sequence[LogProbGPTModel] | None = None
         self._shares_base = False
-        if not config.objective.preference_weight:
+        if not reference_contexts(config.objective, config.reference):
             return
         checkpoint = config.reference.reference_checkpoint or config.model.pretrained_checkpoint
         assert checkpoint is not None

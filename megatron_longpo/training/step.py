@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_longpo.config.schema import ObjectiveConfig, RunConfig
 from megatron_longpo.data.batch import RankBatch
 from megatron_longpo.losses.metrics import metric_means, metric_names, metric_sums
-from megatron_longpo.losses.objective import longpo_objective
+from megatron_longpo.losses.objective import PairTables, longpo_objective
 from megatron_longpo.models.gpt import LogProbGPTModel
 from megatron_longpo.parallel import cpu_backend
 from megatron_longpo.parallel.collectives import any_rank, broadcast_from_last, gather_objects, reduce_sum
@@ -90,13 +90,12 @@ def batch_loss(batch: RankBatch, log_probs: Tensor, context: StepContext, num_mi
     """
     whole = batch.whole
     sums = policy_sums(log_probs, batch, context.state.cp_group)
-    output = longpo_objective(sums, whole.nll_tokens, whole.turn_mask, whole.reference_logps, context.objective)
+    tables = PairTables(whole.nll_tokens, whole.turn_mask, whole.answer_tokens, whole.reference_logps)
+    output = longpo_objective(sums, tables, context.objective)
     scale = num_microbatches * context.state.dp_group.size() / context.global_batch_size
     finite = output.loss.detach().isfinite()
     reported = {
-        "metrics": metric_sums(
-            output, sums, whole.nll_tokens, whole.turn_mask, whole.answer_tokens, whole.reference_logps, context.max_turns
-        ),
+        "metrics": metric_sums(output, sums, tables, context.max_turns),
         "bad": [tuple(sample) for sample in whole.sample_ids[~finite].tolist()],
     }
     return output.loss.sum() * scale, reported

@@ -17,7 +17,7 @@ from megatron_longpo.config.schema import ObjectiveConfig, RunConfig
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.data.pair import PreferencePair
 from megatron_longpo.data.sampler import PreferenceStream
-from megatron_longpo.losses.objective import preference_loss, sigmoid_loss
+from megatron_longpo.losses.preference import Answers, preference_loss, sigmoid_loss
 from tests.golden.test_objective_oracle import assert_gradients
 from tests.support.layouts import read_dump, train_and_dump
 from tests.support.oracle import load_hf, side_logps, token_logps
@@ -78,10 +78,7 @@ class Models:
 
 @pytest.fixture(scope="module")
 def models(scenario: Scenario) -> Models:
-    dataset = PreferenceDataset(str(scenario.prefix))
-    stream = PreferenceStream([len(dataset)], None, 42)
-    pairs = [dataset[stream.entry(index)[1]] for index in range(BATCH)]
-    return Models(load_hf(scenario.hf, ROTARY_BASE), load_hf(scenario.hf), pairs)
+    return Models(load_hf(scenario.hf, ROTARY_BASE), load_hf(scenario.hf), first_batch(scenario))
 
 
 def config_of(scenario: Scenario, flags: tuple[str, ...]) -> RunConfig:
@@ -177,8 +174,9 @@ def margins_and_logps() -> tuple[torch.Tensor, ...]:
 
 def ours(logps: tuple[torch.Tensor, ...], beta: float, smoothing: float = 0.0) -> torch.Tensor:
     """Our loss of pairs of one turn, from (policy chosen, policy rejected, reference chosen, reference rejected)."""
-    rewards = beta * torch.stack([logps[0] - logps[2], logps[1] - logps[3]], dim=-1)[:, None]
-    return preference_loss(rewards, torch.ones(len(logps[0]), 1), ObjectiveConfig(beta=beta, label_smoothing=smoothing))
+    policy, reference = (torch.stack(sides, dim=-1)[:, None] for sides in (logps[:2], logps[2:]))
+    answers = Answers(policy, reference, torch.ones_like(policy))
+    return preference_loss(answers, torch.ones(len(logps[0]), 1), ObjectiveConfig(beta=beta, label_smoothing=smoothing))
 
 
 def test_the_loss_equals_ligers() -> None:
@@ -224,20 +222,25 @@ def one_turn(tmp_path_factory: pytest.TempPathFactory, workers: Workers) -> Scen
     return made
 
 
-def test_the_dpo_preset_equals_trls_trainer(one_turn: Scenario, workers: Workers, tmp_path: Path) -> None:
+def first_batch(scenario: Scenario) -> list[PreferencePair]:
+    """Pairs of the first iteration."""
+    dataset = PreferenceDataset(str(scenario.prefix))
+    stream = PreferenceStream([len(dataset)], None, 42)
+    return [dataset[stream.entry(index)[1]] for index in range(BATCH)]
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "ipo"])
+def test_the_dpo_preset_equals_trls_trainer(loss_type: str, one_turn: Scenario, workers: Workers, tmp_path: Path) -> None:
     """One turn, a long reference with its own RoPE base: then LongPO's preference term is DPO, as TRL computes it."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    config = config_of(one_turn, ("--preset", "dpo"))
+    config = config_of(one_turn, ("--preset", "dpo", "--loss-type", loss_type))
     (found,) = workers.run(1, train_and_dump, config, str(tmp_path / "ours"), 1)[0]["metrics"]
-    dataset = PreferenceDataset(str(one_turn.prefix))
-    stream = PreferenceStream([len(dataset)], None, 42)
     examples = []
-    for index in range(BATCH):
-        pair = dataset[stream.entry(index)[1]]
+    for pair in first_batch(one_turn):
         (start, end), (other_start, other_end) = pair.chosen.answer_spans[0], pair.rejected.answer_spans[0]
         assert start == other_start
         chosen, rejected = pair.chosen.input_ids.tolist(), pair.rejected.input_ids.tolist()
@@ -248,7 +251,13 @@ def test_the_dpo_preset_equals_trls_trainer(one_turn: Scenario, workers: Workers
         model=load_hf(one_turn.hf, ROTARY_BASE),
         ref_model=load_hf(one_turn.hf),
         args=DPOConfig(
-            output_dir=str(tmp_path / "trl"), beta=config.objective.beta, report_to=[], use_cpu=True, bf16=False, max_length=None
+            output_dir=str(tmp_path / "trl"),
+            beta=config.objective.beta,
+            loss_type=loss_type,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            max_length=None,
         ),
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=AutoTokenizer.from_pretrained(one_turn.hf),
@@ -256,6 +265,33 @@ def test_the_dpo_preset_equals_trls_trainer(one_turn: Scenario, workers: Workers
     batch = DataCollatorForPreference(pad_token_id=0)(examples)
     theirs = trainer.compute_loss(trainer.model, batch).item()
     assert found["loss"] == pytest.approx(theirs, rel=1e-5)
-    assert not math.isclose(theirs, math.log(2), abs_tol=1e-2), "policy and reference agree: the comparison would say little"
+    agreed = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}[loss_type]
+    assert not math.isclose(theirs, agreed, abs_tol=1e-2), "policy and reference agree: the comparison would say little"
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"):
         assert found[name] == pytest.approx(trainer._metrics["eval"][name][-1], rel=1e-4), name
+
+
+def test_simpo_equals_trls(one_turn: Scenario, workers: Workers, tmp_path: Path) -> None:
+    """Loss and rewards of one turn, from a model's logits, as TRL's trainer makes them."""
+    from types import SimpleNamespace
+
+    from trl.experimental.cpo import CPOTrainer
+
+    flags = ("--loss-type", "simpo", "--beta", "2", "--simpo-gamma", "0.7", "--label-smoothing", "0.1")
+    config = config_of(one_turn, (*flags, "--preference-weight", "1", "--nll-weight", "0"))
+    (found,) = workers.run(1, train_and_dump, config, str(tmp_path), 1)[0]["metrics"]
+    trainer = SimpleNamespace(
+        alpha=0.0, beta=2.0, label_smoothing=0.1, simpo_gamma=0.7, loss_type="simpo", accelerator=SimpleNamespace(device="cpu")
+    )
+    model, theirs = load_hf(one_turn.hf, ROTARY_BASE), []
+    for pair in first_batch(one_turn):
+        logps = []
+        for side in (pair.chosen, pair.rejected):
+            tokens, labels = (torch.as_tensor(side.input_ids, dtype=torch.int64)[None].clone() for _ in range(2))
+            labels[:, : side.answer_spans[0][0]], labels[:, side.answer_spans[0][1] :] = -100, -100
+            with torch.no_grad():
+                logits = model(input_ids=tokens).logits
+            logps.append(CPOTrainer.get_batch_logps(logits, labels, average_log_prob=True))
+        theirs.append(CPOTrainer.cpo_loss(trainer, *logps))
+    for name, values in zip(("loss", "rewards/chosen", "rewards/rejected"), zip(*theirs, strict=True), strict=True):
+        assert found[name] == pytest.approx(torch.cat(values).mean().item(), rel=1e-5), name

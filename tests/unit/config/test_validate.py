@@ -134,6 +134,10 @@ def test_what_is_a_run_is_taken(flags, world_size):
         ("--eval-iters 2", "--eval-iters"),
         ("--no-drop-last", "--drop-last"),
         ("--wandb-name x", "--wandb-name"),
+        ("--simpo-gamma 1", "--simpo-gamma"),
+        ("--loss-type hinge --label-smoothing 0.1", "--label-smoothing"),
+        ("--loss-type simpo --reference-context long", "--reference-context"),
+        ("--preference-weight 0 --loss-type ipo", "--loss-type"),
     ],
 )
 def test_a_flag_that_changes_nothing_is_warned_about(flags, flag, capsys):

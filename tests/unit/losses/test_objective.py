@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from megatron_longpo.config.schema import ObjectiveConfig
 from megatron_longpo.losses.metrics import metric_means, metric_names, metric_sums
-from megatron_longpo.losses.objective import PolicySums, longpo_objective, sigmoid_loss
+from megatron_longpo.losses.objective import PairTables, PolicySums, longpo_objective
+from megatron_longpo.losses.preference import sigmoid_loss
 
 # two documents: two turns and one
 ANSWERS = [[[-10.0, -12.0], [-20.0, -18.0]], [[-5.0, -4.0], [0.0, 0.0]]]
@@ -22,15 +24,16 @@ def tensors(*values: list) -> list[torch.Tensor]:
     return [torch.tensor(value, dtype=torch.float64) for value in values]
 
 
-def problem() -> tuple[PolicySums, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def problem() -> tuple[PolicySums, PairTables]:
     nll, answers, reference, mask, tokens = tensors([-30.0, -8.0], ANSWERS, REFERENCE, MASK, TOKENS)
-    return PolicySums(nll, answers.requires_grad_()), torch.tensor([10.0, 4.0], dtype=torch.float64), mask, reference, tokens
+    nll_tokens = torch.tensor([10.0, 4.0], dtype=torch.float64)
+    return PolicySums(nll, answers.requires_grad_()), PairTables(nll_tokens, mask, tokens, reference)
 
 
 def test_one_sigmoid_a_document_over_the_sum_of_its_turns() -> None:
-    sums, nll_tokens, mask, reference, _ = problem()
+    sums, tables = problem()
     config = ObjectiveConfig(beta=0.5, preference_weight=0.25, nll_weight=2.0)
-    output = longpo_objective(sums, nll_tokens, mask, reference, config)
+    output = longpo_objective(sums, tables, config)
     # document 1: chosen ratios -2 and +1, rejected ratios +1 and +0.5; document 2: +1 and +0.5
     margins = [0.5 * ((-2 + 1) - (1 + 0.5)), 0.5 * (1 - 0.5)]
     for index, margin in enumerate(margins):
@@ -40,17 +43,17 @@ def test_one_sigmoid_a_document_over_the_sum_of_its_turns() -> None:
 
 
 def test_per_turn_is_the_mean_of_a_sigmoid_a_turn() -> None:
-    sums, nll_tokens, mask, reference, _ = problem()
-    output = longpo_objective(sums, nll_tokens, mask, reference, ObjectiveConfig(beta=0.5, turn_aggregation="per-turn"))
+    sums, tables = problem()
+    output = longpo_objective(sums, tables, ObjectiveConfig(beta=0.5, turn_aggregation="per-turn"))
     first = [math.log1p(math.exp(-0.5 * margin)) for margin in (-2 - 1, 1 - 0.5)]
     assert output.preference[0].item() == pytest.approx(sum(first) / 2, rel=1e-12)
     assert output.preference[1].item() == pytest.approx(math.log1p(math.exp(-0.25)), rel=1e-12)
 
 
 def test_gradients_push_chosen_up_and_rejected_down_and_leave_absent_turns_alone() -> None:
-    sums, nll_tokens, mask, reference, _ = problem()
+    sums, tables = problem()
     config = ObjectiveConfig(beta=0.5, preference_weight=1.0, nll_weight=0.0)
-    longpo_objective(sums, nll_tokens, mask, reference, config).loss.sum().backward()
+    longpo_objective(sums, tables, config).loss.sum().backward()
     gradient = sums.answers.grad
     assert gradient is not None
     weight = 0.5 / (1 + math.exp(0.5 * (-1 - 1.5)))
@@ -59,13 +62,12 @@ def test_gradients_push_chosen_up_and_rejected_down_and_leave_absent_turns_alone
 
 
 def test_without_a_preference_weight_no_reference_is_needed() -> None:
-    sums, nll_tokens, mask, reference, tokens = problem()
-    unknown = torch.full_like(reference, math.nan)
-    config = ObjectiveConfig(preference_weight=0.0)
-    output = longpo_objective(sums, nll_tokens, mask, unknown, config)
+    sums, tables = problem()
+    tables.reference_logps.fill_(math.nan)
+    output = longpo_objective(sums, tables, ObjectiveConfig(preference_weight=0.0))
     assert output.loss.tolist() == [3.0, 2.0]
-    tokens[..., 1] = 0  # the rejected side was not read
-    means = metric_means(metric_sums(output, sums, nll_tokens, mask, tokens, unknown, 2), 2)
+    tables.answer_tokens[..., 1] = 0  # the rejected side was not read
+    means = metric_means(metric_sums(output, sums, tables, 2), 2)
     assert "logps/rejected" not in means
     assert "rewards/chosen" not in means
     assert "kl/short_to_long" not in means
@@ -74,9 +76,9 @@ def test_without_a_preference_weight_no_reference_is_needed() -> None:
 
 
 def test_a_missing_reference_shows_as_a_loss_that_is_not_finite() -> None:
-    sums, nll_tokens, mask, reference, _ = problem()
-    reference[0, 1, 0] = math.nan
-    output = longpo_objective(sums, nll_tokens, mask, reference, ObjectiveConfig())
+    sums, tables = problem()
+    tables.reference_logps[0, 1, 0] = math.nan
+    output = longpo_objective(sums, tables, ObjectiveConfig())
     assert output.loss.isfinite().tolist() == [False, True]
 
 
@@ -96,10 +98,10 @@ def test_the_sigmoid_loss_is_liger_s(smoothing: float) -> None:
 
 
 def test_metrics_are_means_over_pairs_and_over_chosen_answer_tokens() -> None:
-    sums, nll_tokens, mask, reference, tokens = problem()
+    sums, tables = problem()
     config = ObjectiveConfig(beta=0.5, preference_weight=0.25)
-    output = longpo_objective(sums, nll_tokens, mask, reference, config)
-    means = metric_means(metric_sums(output, sums, nll_tokens, mask, tokens, reference, 3), 3)
+    output = longpo_objective(sums, tables, config)
+    means = metric_means(metric_sums(output, sums, tables, 3), 3)
     assert set(means) == set(metric_names(3)) - {"rewards/margins/turn_3"}
     assert means["rewards/chosen"] == pytest.approx(0.5 * ((-2 + 1) + 1) / 2)
     assert means["rewards/rejected"] == pytest.approx(0.5 * ((1 + 0.5) + 0.5) / 2)
@@ -113,14 +115,14 @@ def test_metrics_are_means_over_pairs_and_over_chosen_answer_tokens() -> None:
 
 
 def test_metrics_of_parts_add_up_to_those_of_the_whole() -> None:
-    sums, nll_tokens, mask, reference, tokens = problem()
+    sums, tables = problem()
     config = ObjectiveConfig()
-    whole_output = longpo_objective(sums, nll_tokens, mask, reference, config)
-    whole = metric_sums(whole_output, sums, nll_tokens, mask, tokens, reference, 2)
+    whole_output = longpo_objective(sums, tables, config)
+    whole = metric_sums(whole_output, sums, tables, 2)
     parts = torch.zeros_like(whole)
     for index in range(2):
         one = slice(index, index + 1)
         part = PolicySums(sums.nll[one], sums.answers[one])
-        output = longpo_objective(part, nll_tokens[one], mask[one], reference[one], config)
-        parts += metric_sums(output, part, nll_tokens[one], mask[one], tokens[one], reference[one], 2)
+        its = PairTables(*(getattr(tables, field.name)[one] for field in dataclasses.fields(tables)))
+        parts += metric_sums(longpo_objective(part, its, config), part, its, 2)
     assert torch.allclose(whole, parts, atol=1e-12)
