@@ -9,7 +9,8 @@ from megatron_longpo.utils.errors import UserError
 
 MAX_LINE_BYTES = 256 << 20
 """Of a line: fifty times a record of a million tokens. A longer one is no record, and is not held in memory."""
-BLOCK = 1 << 20
+BLOCK = 1 << 18
+"""Read at a time."""
 
 
 def cut(path: str, num_bytes: int) -> Iterator[tuple[int, int]]:
@@ -19,14 +20,14 @@ def cut(path: str, num_bytes: int) -> Iterator[tuple[int, int]]:
         UserError: the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as stream:
+        with Path(path).open("rb", buffering=0) as stream:
             size = stream.seek(0, 2)
             start = 0
             while start < size:
-                stream.seek(start + num_bytes - 1)
-                while (rest := stream.readline(BLOCK)) and not rest.endswith(b"\n"):
-                    pass
-                end = min(stream.tell(), size) if rest else size
+                end = stream.seek(start + num_bytes - 1)
+                while (block := stream.read(BLOCK)) and (found := block.find(b"\n")) < 0:
+                    end += len(block)
+                end = end + found + 1 if block else size
                 yield start, end
                 start = end
     except OSError as error:
@@ -35,7 +36,7 @@ def cut(path: str, num_bytes: int) -> Iterator[tuple[int, int]]:
 
 def lines(path: str, start: int, end: int) -> Iterator[bytes | None]:
     """The lines of a range, blank ones too; None for one of more than `MAX_LINE_BYTES`."""
-    with Path(path).open("rb") as stream:
+    with Path(path).open("rb", buffering=BLOCK) as stream:
         stream.seek(start)
         while stream.tell() < end:
             line = stream.readline(MAX_LINE_BYTES + 1)

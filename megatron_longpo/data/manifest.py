@@ -96,7 +96,7 @@ def record_file(path: Path, progress: Callable[[int], object] = lambda _: None) 
     """Size and SHA-256 of a file; ``progress`` is told the bytes as they are read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
+        while block := stream.read(1 << 20):
             digest.update(block)
             progress(len(block))
     return FileRecord(path.stat().st_size, digest.hexdigest())

@@ -84,23 +84,18 @@ def run_units(
     done = total - sum(units[index].num_bytes for index in missing)
     with tqdm(desc="tokenising", total=total, initial=done, unit="B", unit_scale=True, disable=None) as bar:
         tasks = ((units[index], part_path(folder, index), limits) for index in missing)
-        sizes: Iterator[int]
-        if processes.count == 1:
-            tokenizer = RecordTokenizer(spec.load()) if spec and missing else None
-            sizes = (_make_part(unit, path, tokenizer, limits) for unit, path, limits in tasks)
-        else:
-            sizes = processes.as_finished(functools.partial(_work, spec), tasks)
-        for num_bytes in sizes:
+        for num_bytes in processes.as_finished(functools.partial(_work, spec), tasks):
             bar.update(num_bytes)
 
 
 def _work(spec: TokenizerSpec | None, unit: Unit, path: Path, limits: LengthLimits) -> int:
-    """In a worker process: make one part with the tokenizer that this process has loaded once."""
-    return _make_part(unit, path, _load_once(spec) if spec else None, limits)
+    """Make one part with the tokenizer that this process has loaded once."""
+    return _make_part(unit, path, load_once(spec) if spec else None, limits)
 
 
 @functools.cache
-def _load_once(spec: TokenizerSpec) -> RecordTokenizer:
+def load_once(spec: TokenizerSpec) -> RecordTokenizer:
+    """A tokenizer, loaded once in each process that works."""
     return RecordTokenizer(spec.load())
 
 

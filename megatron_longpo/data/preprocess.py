@@ -19,7 +19,7 @@ from megatron_longpo.data.bad_records import OnBadRecord
 from megatron_longpo.data.import_longpo import scan_tokenized
 from megatron_longpo.data.indexed import write_indexed
 from megatron_longpo.data.manifest import Manifest, TokenizerRecord, data_hash, manifest_path, read_manifest, write_manifest
-from megatron_longpo.data.parts import Unit, part_path, read_pairs, read_tally, run_units
+from megatron_longpo.data.parts import Unit, load_once, part_path, read_pairs, read_tally, run_units
 from megatron_longpo.data.processes import Processes
 from megatron_longpo.data.selection import SPLIT_NAMES, parse_shares
 from megatron_longpo.data.tally import Tally
@@ -101,8 +101,9 @@ def preprocess_all(options: PreprocessOptions) -> tuple[dict[str, Manifest], boo
         UserError: an input is bad, another dataset is at a prefix, or no pair is left for one.
     """
     prefixes = options.prefixes()
-    tokenizer = _describe_tokenizer(options)
-    with Processes(options.workers) as processes:
+    imports = ("megatron_longpo.data.parts", "transformers.models.auto.tokenization_auto") if options.tokenizer else ()
+    with Processes(options.workers, imports) as processes:
+        tokenizer = _describe_tokenizer(options, processes)
         plan = _scan(options, processes)
         job = {
             "input_format": options.input_format,
@@ -118,31 +119,40 @@ def preprocess_all(options: PreprocessOptions) -> tuple[dict[str, Manifest], boo
         if all(existing.values()):
             return {prefix: manifest for prefix, manifest in existing.items() if manifest}, False
         folder = _open_work_folder(options.output_prefix, {"job": job, "unit_bytes": text_source.UNIT_BYTES})
-        run_units(plan.units, folder, options.tokenizer, LengthLimits(options.seq_length, options.short_seq_length), processes)
+        limits = LengthLimits(options.seq_length, options.short_seq_length)
+        run_units(plan.units, folder, options.tokenizer, limits, processes)
+        load_once.cache_clear()  # of this process, where the folder may hold another tokenizer next time
     manifests = _merge(options, folder, plan, tokenizer, job)
     shutil.rmtree(folder)
     return manifests, True
 
 
-def _describe_tokenizer(options: PreprocessOptions) -> TokenizerRecord:
+def _describe_tokenizer(options: PreprocessOptions, processes: Processes) -> TokenizerRecord:
     if options.tokenizer is None:
         if options.input_format == "jsonl":
             raise UserError("--tokenizer-model is needed to tokenise text")
         return TokenizerRecord()
-    tokenizer = options.tokenizer.load()
-    if tokenizer.template_uses_date and options.input_format == "jsonl":
+    record, uses_date = next(processes.in_order(_describe, [(options.tokenizer,)]))
+    if uses_date and options.input_format == "jsonl":
         print(
             "warning: the chat template prints today's date; fix it, if the template allows, with --chat-template-arguments",
             file=sys.stderr,
         )
-    return TokenizerRecord(
-        source=options.tokenizer.path,
+    return record
+
+
+def _describe(spec: TokenizerSpec) -> tuple[TokenizerRecord, bool]:
+    """What is recorded of a tokenizer, and whether its template prints the date. A worker does it, which loads it anyway."""
+    tokenizer = load_once(spec).tokenizer
+    record = TokenizerRecord(
+        source=spec.path,
         fingerprint=tokenizer.fingerprint,
         template_fingerprint=tokenizer.template_fingerprint,
         vocab_size=tokenizer.vocab_size,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    return record, tokenizer.template_uses_date
 
 
 def _scan(options: PreprocessOptions, processes: Processes) -> _Plan:

@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
@@ -23,9 +23,10 @@ TASKS_PER_PROCESS = 4
 class Processes:
     """Calls functions in processes of their own, or in this one if there is to be one only. A context manager."""
 
-    def __init__(self, count: int) -> None:
-        """Take the number of processes, which start with the first call."""
+    def __init__(self, count: int, imports: Sequence[str] = ()) -> None:
+        """Take the number of processes, which start with the first call, and modules that all of them will need."""
         self.count = count
+        self._imports = list(imports)
         self._executor: ProcessPoolExecutor | None = None
 
     def in_order(self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
@@ -56,8 +57,11 @@ class Processes:
 
     def _submit(self, function: Callable[..., Result], task: tuple[Any, ...]) -> Future[Result]:
         if self._executor is None:
-            # Spawned, not forked: tokenizers and torch start threads, which do not survive a fork.
-            self._executor = ProcessPoolExecutor(self.count, mp_context=get_context("spawn"), initializer=_prepare)
+            # Forked from a process that has imported what takes seconds to import, and has done nothing else: not from this
+            # one, since threads, of tokenizers and progress bars, do not survive a fork.
+            context = get_context("forkserver")
+            context.set_forkserver_preload(self._imports)
+            self._executor = ProcessPoolExecutor(self.count, mp_context=context, initializer=_prepare)
         return self._executor.submit(function, *task)
 
     def _result(self, future: Future[Result]) -> Result:

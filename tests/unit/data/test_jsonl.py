@@ -16,7 +16,7 @@ from megatron_longpo.utils.errors import UserError
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.text("ab\n", max_size=60), size=st.integers(1, 20), block=st.integers(1, 8))
+@given(content=st.text("ab\n", max_size=60), size=st.integers(1, 20), block=st.integers(2, 8))
 def test_ranges_hold_every_line_once_and_whole(tmp_path, monkeypatch, content, size, block):
     monkeypatch.setattr(jsonl, "BLOCK", block)
     path = tmp_path / "lines"
@@ -33,7 +33,7 @@ def test_ranges_hold_every_line_once_and_whole(tmp_path, monkeypatch, content, s
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.text("ab\n", max_size=60), longest=st.integers(1, 6), block=st.integers(1, 4))
+@given(content=st.text("ab\n", max_size=60), longest=st.integers(1, 6), block=st.integers(2, 4))
 def test_a_line_that_is_too_long_is_left_out_and_counted(tmp_path, monkeypatch, content, longest, block):
     monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", longest)
     monkeypatch.setattr(jsonl, "BLOCK", block)
