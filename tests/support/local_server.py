@@ -45,13 +45,14 @@ def serve_gguf(gguf: Path, *, seconds: float = 120.0, **options: object) -> Iter
     Args:
         gguf: file of the model.
         seconds: that it may take to get ready.
-        options: the script's, such as ``context_length=2048``; ``no_prompt_cache=True`` gives a flag without a value.
+        options: the script's, such as ``context_length=2048``; ``no_prompt_cache=True`` gives a flag without a value. One thread
+            unless ``threads`` says otherwise: llama.cpp's wait for each other in a loop, which is slow where cores are shared.
 
     Raises:
         AssertionError: it does not get ready, or crashes meanwhile. Its log is in the message.
     """
     command = [sys.executable, str(SCRIPT), "--gguf", str(gguf), "--port", "0"]
-    for name, value in options.items():
+    for name, value in {"threads": 1, **options}.items():
         command += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
     with NamedTemporaryFile(prefix="serve_gguf-", suffix=".log") as log:
         path = Path(log.name)

@@ -281,7 +281,7 @@ def gguf(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(gguf):
-    with serve_gguf(gguf, context_length=512, parallel=2, threads=1, no_prompt_cache=True) as started:
+    with serve_gguf(gguf, context_length=512, parallel=2, no_prompt_cache=True) as started:
         yield started
 
 
@@ -326,7 +326,7 @@ def test_a_prompt_that_does_not_fit_one_request_s_share_is_refused(server):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_cleanly(gguf, number):
-    with serve_gguf(gguf, context_length=256, threads=1) as started:
+    with serve_gguf(gguf, context_length=256) as started:
         assert num_cached(started) == 0
         assert num_cached(started) > 10, "without --no-prompt-cache a prompt that was read is known"
         started.process.send_signal(number)
