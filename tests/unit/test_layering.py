@@ -14,12 +14,12 @@ LEVELS = {
     "config": 1,
     "losses": 2,
     "parallel": 3,
-    **dict.fromkeys(("models", "data", "reference", "conversion", "generation", "estimation"), 4),
+    **dict.fromkeys(("models", "data", "reference", "conversion", "generation", "evaluation", "estimation"), 4),
     "training": 5,
 }
 """A module imports from its own folder and from lower levels only."""
 
-ALLOWED_SIBLINGS = {("reference", "models"), ("reference", "data"), ("conversion", "models")}
+ALLOWED_SIBLINGS = {("reference", "models"), ("reference", "data"), ("conversion", "models"), ("evaluation", "generation")}
 ALLOWED_MODULES = {("estimation", f"megatron_longpo.models.{name}") for name in ("architecture", "flops", "lora_targets")}
 """Single modules of a sibling: what they import in turn is no more than a folder may."""
 
