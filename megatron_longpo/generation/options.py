@@ -60,7 +60,7 @@ def read_settings(arguments: argparse.Namespace) -> GenerationSettings:
         prompts=Prompts.load(given.template_dir) if given.template_dir else Prompts(),
         filters=FilterSettings(
             enabled=frozenset(FILTERS) - frozenset(given.skip_filter),
-            min_words=given.min_words,
+            min_words=given.min_answer_words,
             max_repetition_chosen=given.max_repetition_chosen,
             max_repetition_rejected=given.max_repetition_rejected,
             max_answer_tokens=given.max_answer_tokens,
@@ -161,7 +161,7 @@ def _add_checks(group: argparse._ArgumentGroup) -> None:
         help=f"filters not to use, of {', '.join(FILTERS)}",
     )
     default = DEFAULT.filters
-    _number(group, "--min-words", default.min_words, "fewer words are too short")
+    _number(group, "--min-answer-words", default.min_words, "fewer words are too short")
     _number(group, "--max-repetition-chosen", default.max_repetition_chosen, "most repetition in a chosen answer, 0 to 1")
     _number(group, "--max-repetition-rejected", default.max_repetition_rejected, "the same of a rejected one")
     _number(group, "--max-answer-tokens", None, "more tokens are over-long, as is what --max-new-tokens cuts off", kind=int)

@@ -159,14 +159,16 @@ class Generator:
         found = []
         for (work, chunk), (questions, problem) in zip(asked, self._candidates(asked, asker), strict=True):
             lengths = self.tokenizer.count_tokens(questions)
-            usable = [text for text, length in zip(questions, lengths, strict=True) if length <= settings.max_question_tokens]
+            pairs = zip(questions, lengths, strict=True)
+            usable = [(text, length) for text, length in pairs if length <= settings.max_question_tokens]
             if not usable:
                 work.drops["chunk: question too long" if questions else f"chunk: {problem}"] += 1
                 continue
             rng = derive_random(settings.seed, work.document_id, chunk.index, "choice")
-            lead_in, question = rng.choice(settings.lead_ins), rng.choice(usable)
-            instruction = settings.prompts.instruct(lead_in, question)
-            found.append((work, Turn(chunk=chunk, lead_in=lead_in, question=question, instruction=instruction)))
+            lead_in, (question, length) = rng.choice(settings.lead_ins), rng.choice(usable)
+            asked_for = settings.prompts.instruct(lead_in, question)
+            turn = Turn(chunk=chunk, lead_in=lead_in, question=question, question_tokens=length, instruction=asked_for)
+            found.append((work, turn))
         return found
 
     def _candidates(self, asked: list[tuple[Work, Chunk]], asker: Asker) -> list[tuple[list[str], str]]:

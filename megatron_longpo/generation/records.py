@@ -30,7 +30,7 @@ def make_record(work: Work, turns: list[Turn], generation: dict[str, Any]) -> di
             "document_tokens": work.num_tokens,
             "long_context_start": work.start,
             "long_context_end": work.end,
-            "turns": [_describe(work.document_id, number, turn) for number, turn in enumerate(turns)],
+            "turns": [_describe(work.document_id, number, turn, generation) for number, turn in enumerate(turns)],
             "generation": generation,
         },
     }
@@ -57,11 +57,18 @@ def _text(turn: Turn, side: str) -> str:
     return answer.text
 
 
-def _describe(document_id: str, turn_id: int, turn: Turn) -> dict[str, Any]:
-    """Tell where a turn comes from; the character offsets are those of the document that was read."""
+def _describe(document_id: str, turn_id: int, turn: Turn, generation: dict[str, Any]) -> dict[str, Any]:
+    """Tell where a turn comes from; the character offsets are those of the document that was read.
+
+    What the checks of this run found is there, and null where the verifier could not tell.
+    """
     assert turn.chosen is not None
     assert turn.rejected is not None
-    checks = {name: getattr(turn, name) for name in ("verified_chosen", "verified_better", "logprob_margin")}
+    checks: dict[str, Any] = {}
+    if generation["verify"] != "off":
+        checks |= {"verified_chosen": turn.verified_chosen, "verified_better": turn.verified_better}
+    if generation["logprob_margin"] != "off":
+        checks["logprob_margin"] = turn.logprob_margin
     return {
         "document_id": document_id,
         "chunk_id": turn.chunk.index,
@@ -71,11 +78,12 @@ def _describe(document_id: str, turn_id: int, turn: Turn) -> dict[str, Any]:
         "chunk_tokens": turn.chunk.num_tokens,
         "lead_in": turn.lead_in,
         "question": turn.question,
+        "question_tokens": turn.question_tokens,
         "finish_reason_chosen": turn.chosen.finish_reason,
         "finish_reason_rejected": turn.rejected.finish_reason,
         "tokens_chosen": turn.chosen.num_tokens,
         "tokens_rejected": turn.rejected.num_tokens,
-        **{name: value for name, value in checks.items() if value is not None},
+        **checks,
     }
 
 

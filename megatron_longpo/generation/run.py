@@ -146,22 +146,18 @@ def _work(job: Job, generator: Generator, keys: Sequence[str], asker: Asker, jou
     with tqdm(total=len(keys), initial=resumed, unit="document", desc="generate", disable=None) as bar:
         groups = _groups(zip(keys, job.documents(), strict=True), engine.group_size, journal)
         for group, outcomes in in_threads(make, groups, engine.concurrency):
-            for (key, _), outcome in zip(group, outcomes, strict=True):
-                if outcome.failed and not job.allow_failed:
-                    undone += 1
-                elif key not in journal:
-                    journal.append({key: dataclasses.asdict(outcome)})
-                    bar.update()
+            found = {key: outcome for (key, _), outcome in zip(group, outcomes, strict=True) if key not in journal}
+            done = {key: outcome for key, outcome in found.items() if job.allow_failed or not outcome.failed}
+            journal.append({key: dataclasses.asdict(outcome) for key, outcome in done.items()})
+            undone += len(found) - len(done)
+            bar.update(len(done))
             rate = asker.usage.tokens / (time.monotonic() - started)
             bar.set_postfix_str(f"{asker.usage.requests} requests, {rate:.1f} tokens/s")
     return undone
 
 
 def _groups(work: Iterator[tuple[str, Document]], size: int, journal: Journal) -> Iterator[list[tuple[str, Document]]]:
-    """Consecutive documents, without the groups that are done.
-
-    A group is made as a whole even if parts of it are: no batch depends on where a run was interrupted.
-    """
+    """Consecutive documents, without the groups that are done."""
     while group := list(itertools.islice(work, size)):
         if not all(key in journal for key, _ in group):
             yield group

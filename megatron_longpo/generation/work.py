@@ -37,6 +37,7 @@ class Turn:
         chunk: what the question is about.
         lead_in: the phrase that leads to the question.
         question: the question alone.
+        question_tokens: its length.
         instruction: both: what the user asks, in the short context and in the long one.
         chosen: the answer from the chunk.
         rejected: the answer from the whole document.
@@ -48,6 +49,7 @@ class Turn:
     chunk: Chunk
     lead_in: str
     question: str
+    question_tokens: int
     instruction: str
     chosen: Completion | None = None
     rejected: Completion | None = None

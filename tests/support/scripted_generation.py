@@ -82,7 +82,7 @@ class OpenAIServer:
 
     Attributes:
         asked: every chat request whose body arrived, in order.
-        answered: of each message, how often a whole good answer was sent.
+        answered: of each message, how often a whole good answer was sent, or begun to be.
         most_at_once: most chat requests that were under way at one time.
     """
 
@@ -165,9 +165,9 @@ class OpenAIServer:
             fault = self.faults(message, tries)
             body = self._ask_upstream(payload) if self.upstream else self._body(self.reply(message, seed))
             if fault is None:
-                handler.send_body(200, body)
                 with self._lock:
                     self.answered[message] += 1
+                handler.send_body(200, body)
             else:
                 self._misbehave(handler, fault, body)
         finally:

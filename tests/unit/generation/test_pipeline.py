@@ -268,7 +268,7 @@ def test_the_verifier_drops_what_it_finds_bad_and_keeps_what_it_cannot_tell(toke
     for words in (("Perhaps", "A", "A"), ("It is hard to say", "neither", "B")):
         unsure = judged(words, "filter")
         assert len(unsure.record["turns"]) == 3
-        assert not any("verified_better" in origin for origin in unsure.record["metadata"]["turns"])
+        assert all(origin["verified_better"] is None for origin in unsure.record["metadata"]["turns"])
     recorded = judged(("No", "B", "A"), "record").record["metadata"]["turns"]
     assert [(origin["verified_chosen"], origin["verified_better"]) for origin in recorded] == [(False, False)] * 3
 

@@ -16,13 +16,16 @@ from megatron_longpo.generation.engine import ChatTokenizer, Completion
 from megatron_longpo.generation.http_server import HttpServer, Limits
 from megatron_longpo.generation.server_engine import ServerEngine
 from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.generation.threads import in_threads
 from megatron_longpo.generation.transformers_engine import TransformersEngine
 from megatron_longpo.utils.errors import UserError
 from tests.support.launch import free_port
 from tests.support.scripted_generation import FAULTS, OpenAIServer, answer, some_faults
 
 SAMPLING = Sampling(temperature=0.5, top_p=0.9, max_new_tokens=40)
-LIMITS = Limits(concurrency=4, timeout=0.6, max_retries=6)
+LIMITS = Limits(concurrency=4, timeout=30.0, max_retries=6)
+IMPATIENT = dataclasses.replace(LIMITS, timeout=0.8)
+ENDLESS = ("slow", "trickle")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,15 @@ def test_a_request_says_what_is_wanted_and_the_answer_is_read_as_it_is(tokenizer
         assert [server.answered[message] for message in asked] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ENDLESS)
+def test_an_answer_that_does_not_end_is_given_up_and_asked_for_again(tokenizer: ChatTokenizer, fault: str) -> None:
+    with OpenAIServer(faults=lambda message, tries: fault if tries < 1 else None) as server:
+        asked = messages(2)
+        assert ask(connect(tokenizer, server, limits=IMPATIENT), asked) == expected(asked)
+        assert len(server.asked) >= 4
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ENDLESS])
 def test_each_fault_is_mended_by_asking_again(tokenizer: ChatTokenizer, fault: str) -> None:
     with OpenAIServer(faults=lambda message, tries: fault if tries < 2 else None) as server:
         asked = messages(2)
@@ -76,7 +87,7 @@ def test_each_fault_is_mended_by_asking_again(tokenizer: ChatTokenizer, fault: s
 
 
 def test_many_requests_and_faults_lose_nothing_and_repeat_nothing(tokenizer: ChatTokenizer) -> None:
-    kinds = [fault for fault in FAULTS if fault not in ("slow", "trickle")]
+    kinds = [fault for fault in FAULTS if fault not in ENDLESS]
     servers = [OpenAIServer(faults=some_faults(seed, 0.4, kinds)) for seed in range(3)]
     asked = messages(120)
     assert ask(connect(tokenizer, *servers, limits=Limits(concurrency=4, max_retries=20)), asked) == expected(asked)
@@ -87,8 +98,19 @@ def test_many_requests_and_faults_lose_nothing_and_repeat_nothing(tokenizer: Cha
 
 def test_no_more_requests_are_under_way_than_allowed(tokenizer: ChatTokenizer) -> None:
     with OpenAIServer(delay=0.03) as server:
-        ask(connect(tokenizer, server, limits=Limits(concurrency=3)), messages(20))
+        engine = connect(tokenizer, server, limits=Limits(concurrency=3))
+        documents = [[f"{name} {message}" for message in messages(5)] for name in "abcd"]
+        for asked, found in in_threads(lambda asked: ask(engine, asked), documents, 4):
+            assert found == expected(asked)
         assert server.most_at_once == 3
+
+
+def test_waiting_for_a_turn_takes_nothing_from_a_requests_time(tokenizer: ChatTokenizer) -> None:
+    with OpenAIServer(delay=0.1) as server:
+        engine = connect(tokenizer, server, limits=Limits(concurrency=1, timeout=2.0, max_retries=0))
+        asked = messages(30)  # three seconds in a row
+        found = dict(in_threads(lambda message: ask(engine, [message])[0], asked, 30))
+        assert [found[message] for message in asked] == [answer(message, 0) for message in asked]
 
 
 def test_requests_about_one_text_go_to_one_server_and_texts_spread_over_all(tokenizer: ChatTokenizer) -> None:
@@ -168,7 +190,7 @@ def test_what_comes_back_is_bounded_in_size_and_time(tokenizer: ChatTokenizer) -
     for fault in ("enormous", "trickle", "slow"):
         with OpenAIServer(faults=lambda message, tries, fault=fault: fault if "1?" in message else None) as server:
             started = time.monotonic()
-            limits = dataclasses.replace(LIMITS, max_retries=1, concurrency=1)
+            limits = dataclasses.replace(IMPATIENT, max_retries=1, concurrency=1)
             found = ask(connect(tokenizer, server, limits=limits), messages(2))
             assert [completion.finish_reason for completion in found] == ["stop", "failed"]
             assert time.monotonic() - started < 10

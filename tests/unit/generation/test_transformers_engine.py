@@ -1,5 +1,6 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,15 +104,28 @@ def test_sampling_follows_temperature_and_nucleus() -> None:
     assert sample_tokens(logits, Sampling(temperature=0.0), [generator]) == [0]
 
 
-def test_answers_do_not_depend_on_which_are_known_already(random_model: Path) -> None:
+def test_answers_and_their_batches_do_not_depend_on_which_are_known_already(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    complete_batch = TransformersEngine._complete_batch
+
+    def record(self: Any, cache: Any, shared: int, tails: Any, sampling: Sampling, seeds: list[int]) -> list[Completion]:
+        batches.append(seeds)
+        return complete_batch(self, cache, shared, tails, sampling, seeds)
+
+    monkeypatch.setattr(TransformersEngine, "_complete_batch", record)
     engine = load(random_model, max_batch_tokens=900)
     seeds = [1, 2, 3, 4]
     whole = complete(engine, MESSAGES, WARM, seeds)
-    assert len(list(engine.complete(MESSAGES, WARM, seeds))) > 1  # several batches
+    expected = list(batches)
+    assert 1 < len(expected) < 4
     for done in ({0}, {1, 2}, {0, 3}, {0, 1, 2}):
         found: dict[int, Completion] = {}
+        batches.clear()
         for group in engine.complete(MESSAGES, WARM, seeds, done):
             found |= group
+        assert batches == [batch for batch in expected if not {seed - 1 for seed in batch} <= done]
         assert found.keys() | done == {0, 1, 2, 3}
         assert all(answer == whole[place] for place, answer in found.items())
     assert list(engine.complete(MESSAGES, WARM, seeds, {0, 1, 2, 3})) == []
