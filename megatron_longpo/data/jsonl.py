@@ -9,6 +9,8 @@ from megatron_longpo.utils.errors import UserError
 
 MAX_LINE_BYTES = 256 << 20
 """Of a line: fifty times a record of a million tokens. A longer one is no record, and is not held in memory."""
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+"""How gzip's and Zstandard's files begin."""
 BLOCK = 1 << 18
 """Read at a time."""
 
@@ -21,6 +23,8 @@ def cut(path: str, num_bytes: int) -> Iterator[tuple[int, int]]:
     """
     try:
         with Path(path).open("rb", buffering=0) as stream:
+            if stream.read(4).startswith(COMPRESSED):
+                raise UserError(f"--input {path}: is compressed; unpack it, with gunzip or unzstd")
             size = stream.seek(0, 2)
             start = 0
             while start < size:

@@ -176,6 +176,15 @@ def test_a_template_that_rewrites_a_message_is_noticed(tmp_path, record):
     assert dropped_reason(record, tokenizer) is DropReason.TEXT_CHANGED_BY_TEMPLATE
 
 
+@pytest.mark.parametrize("place", ["{{ messages[-1]['content'] }}", "{{ messages[0]['content'] }}"])
+def test_a_template_that_writes_a_message_twice_for_some_contents_is_noticed(tmp_path, place):
+    template = CHATML.template + "{% if 'twice' in messages[0]['content'] %}" + place + "{% endif %}"
+    tokenizer = custom(tmp_path, template)
+    once, twice = (PreferenceRecord("d", "text", (Turn("text", word, "yes", "no"),)) for word in ("once", "twice"))
+    assert tokenize(once, tokenizer).num_turns == 1
+    assert dropped_reason(twice, tokenizer) is DropReason.TEXT_CHANGED_BY_TEMPLATE
+
+
 def test_a_template_without_an_end_of_turn_is_noticed(tmp_path, record):
     tokenizer = custom(
         tmp_path, "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"

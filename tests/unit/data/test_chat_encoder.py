@@ -164,10 +164,10 @@ def test_a_document_is_encoded_once_with_real_models(real):
 
 
 class Misled(Counting):
-    """A tokenizer that says that a text may be cut inside of a word."""
+    """A tokenizer that says that a text may be cut inside of a control token."""
 
     def find_cuts(self, between):
-        yield len(between) - 3
+        yield between.index("<|im_end|>") + 3
 
 
 @COMMON
@@ -248,9 +248,10 @@ def test_offsets_of_a_long_text_come_from_the_whole_where_its_ends_do_not_tell(m
     whole_text = OffsetEncoding(np.arange(50), np.arange(50), np.arange(50) + 1)
     asked = []
 
-    def encode(part):  # gives other ids to a part than to the whole
+    def encode(part):  # gives other tokens to a part than to the whole
         asked.append(part)
-        return whole_text if part == text else OffsetEncoding(np.zeros(len(part)), np.arange(len(part)), np.arange(len(part)) + 1)
+        starts = np.arange(0, len(part), 2)
+        return whole_text if part == text else OffsetEncoding(np.zeros(len(starts)), starts, starts + 2)
 
     long = LongEncoding(text, lambda _: np.arange(50), encode)
     assert (long.first_ending_after(3), long.first_starting_from(45), long.end_of(7)) == (3, 45, 8)

@@ -49,6 +49,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
         list(jsonl.cut(str(tmp_path / name), 10))
 
 
+@pytest.mark.parametrize("magic", [b"\x1f\x8b\x08\x00", b"\x28\xb5\x2f\xfd"])
+def test_a_compressed_file_is_called_so(tmp_path, magic):
+    (tmp_path / "a").write_bytes(magic + b"...")
+    with pytest.raises(UserError, match=r"--input .*/a: is compressed; unpack it"):
+        list(jsonl.cut(str(tmp_path / "a"), 10))
+
+
 def slow_square(number):
     time.sleep(0.05 if number % 3 == 0 else 0)
     return number * number
