@@ -35,9 +35,7 @@ SOURCE_SUFFIXES = frozenset(
 )
 # fmt: on
 
-_SIGN = r"(?>\#+|//+|--(?!-)|;+|%+|/\*+|<!--)"
-"""What begins a comment. It is atomic: a line of slashes is not tried as so much sign and so much path."""
-
+_SIGN = r"(?:\#+|//+|--(?!-)|;+|%+|/\*+|<!--)"
 _CLOSE = r"(?:\*+/|-->)?[ \t\r]*$"
 _PATH = r"/?[\w.@+~-]+(?:/[\w.@+~-]+)*"
 _SOURCE_FILE = r"[\w.@+~-]+(?:" + "|".join(map(re.escape, sorted(SOURCE_SUFFIXES, reverse=True))) + ")"

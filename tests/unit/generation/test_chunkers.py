@@ -248,7 +248,12 @@ def test_markdown_is_cut_at_headings_of_every_form() -> None:
         "#\n",
     ]
     assert pieces("".join(parts), "markdown", 0) == parts
-    second = ["---\ntitle: x\n---\n\n# One\n\n", "Two\n---\nmore\n- item\n---\n\n", "## Three ##\n###### six\n", "<H2>Four</H2>\n"]
+    second = [
+        "---\ntitle: x\n---\n\n# One\n\n",
+        "Two\n---\nmore\n- item\n---\n\n",
+        "## Three ##\n###### six\n",
+        "<H2>Four</H2>\n",
+    ]
     assert pieces("".join(second), "markdown", 1) == second
     assert pieces(second[2], "markdown", 5) == ["## Three ##\n", "###### six\n"]
 
@@ -269,6 +274,19 @@ def test_markdown_is_cut_at_headings_of_every_form() -> None:
 def test_a_markdown_heading_in_code_or_a_comment_is_none(hidden: str) -> None:
     parts = ["Start ```x``` here.\n" + hidden, "# Yes\n\n", "# Yes\n"]
     assert pieces("".join(parts), "markdown", 0) == parts
+
+
+@pytest.mark.parametrize(
+    ("domain", "level", "text"),
+    [
+        ("markdown", 0, "Start.\n```\n# no\n\n# no\n"),
+        ("markdown", 0, "Start.\n<!-- a\n# no\n"),
+        ("arxiv", 2, "Start.\n\\begin{verbatim}\n\\section{no}\n"),
+        ("code", 1, 'x = 1\ny = """\n\nno\n\nno\n'),
+    ],
+)
+def test_what_is_left_open_hides_all_that_follows(domain: str, level: int, text: str) -> None:
+    assert pieces(text, domain, level) == [text]
 
 
 def test_html_without_line_ends_is_cut_before_its_blocks() -> None:
