@@ -1,9 +1,11 @@
-"""Memory does not grow with the corpus, but for some bytes a document; and a line of gigabytes is not held."""
+"""Memory does not grow with the corpus but for some bytes a document, a line of gigabytes is not held, a run may be killed."""
 
 import json
+import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,54 @@ def test_a_line_of_gigabytes_is_not_held(growth, tmp_path):
     assert grown < 60 << 20
     listed = json.loads(Path(f"{large}.out.bad.jsonl").read_text())
     assert listed == {"file": str(large), "line": 1, "reason": "the line is longer than 10 MiB; write one record a line"}
+
+
+KILLED = """
+import sys
+from megatron_longpo.data import text_source
+from megatron_longpo.data.preprocess import PreprocessOptions, preprocess_all
+from megatron_longpo.data.tokenizer import TokenizerSpec
+
+if __name__ == "__main__":
+    text_source.UNIT_BYTES = 50_000
+    tokenizer, path, prefix = sys.argv[1:]
+    preprocess_all(PreprocessOptions(
+        inputs=(path,), output_prefix=prefix, tokenizer=TokenizerSpec(tokenizer), seq_length=10**6, workers=2, split="3,1"
+    ))
+"""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_files(tmp_path):
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    path = make_records(tmp_path / "records.jsonl", 150, 2, num_words=4000)
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    files = [f"{name}.{suffix}" for name in ("train", "validation") for suffix in ("bin", "idx", "json")]
+
+    def start(prefix):
+        command = [sys.executable, script, tokenizer, path, tmp_path / prefix]
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    began = time.monotonic()
+    assert start("straight").wait() == 0
+    lasted = time.monotonic() - began
+    rng, kills, parts, seen = random.Random(1), 0, set(), set()
+    for _ in range(6):
+        with start("killed") as process:
+            try:
+                process.wait(timeout=rng.uniform(0.3, 1.0) * lasted)
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+        found = {part.name for part in (tmp_path / "killed.partial").glob("part-*.npz")}
+        assert parts <= found, "a finished part was lost"
+        parts = found
+        seen |= found
+    with start("killed") as process:
+        assert process.wait() == 0
+    assert kills >= 2
+    assert seen
+    for name in files:
+        assert (tmp_path / f"killed-{name}").read_bytes() == (tmp_path / f"straight-{name}").read_bytes()
+    assert not [file for file in tmp_path.glob("killed*") if file.name not in {f"killed-{name}" for name in files}]
