@@ -8,16 +8,20 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 
+import httpx2
 import pytest
 
 from megatron_longpo.data.dataset import PreferenceDataset
 from tests.support.hf_models import make_hf_model
 from tests.support.launch import Nursery
+from tests.support.local_server import real_gguf, serve_gguf
 from tests.support.scripted_generation import OpenAIServer, make_document
 
 GENERATE = "tools/generate_preference_data.py"
 KILLS = 10
+LONGEST_SECONDS = 900.0
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def run_killed(nursery: Nursery, server: OpenAIServer, output: Path, arguments: 
         before = len(server.asked) - num_answers(output)
         wanted = len(server.asked) + rng.randint(1, step)
         command = nursery.start(GENERATE, arguments)
-        command.wait_until(lambda wanted=wanted: len(server.asked) >= wanted)
+        command.wait_until(lambda wanted=wanted: len(server.asked) >= wanted, seconds=300.0)
         time.sleep(rng.random() * 0.02)
         command.send(signal.SIGKILL)
         assert command.wait() == [-signal.SIGKILL]
@@ -52,7 +56,7 @@ def run_killed(nursery: Nursery, server: OpenAIServer, output: Path, arguments: 
             time.sleep(0.1)
         lost += len(server.asked) - num_answers(output) - before
         assert not output.exists()
-    nursery.start(GENERATE, arguments).succeed()
+    nursery.start(GENERATE, arguments).succeed(LONGEST_SECONDS)
     return lost
 
 
@@ -88,3 +92,49 @@ def test_ten_kills_at_random_change_nothing(nursery: Nursery, tmp_path: Path) ->
     assert outputs["one"] == outputs["straight"]
     assert outputs["many"] == outputs["straight"]
     assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "straight.bin").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_kills_change_nothing_with_a_real_model_behind_a_real_server(nursery: Nursery, tmp_path: Path) -> None:
+    folder, model = tmp_path / "documents", tmp_path / "tokenizer"
+    folder.mkdir()
+    save_tokenizer(real_gguf(), model)
+    for name in ("execmodel", "naming"):
+        (folder / f"{name}.txt").write_text(topics[name].strip()[:1500])
+    common = ["--input", folder, "--tokenizer-model", model, "--concurrency", 1, "--seq-length", 1024, "--num-turns", 2]
+    common += ["--min-document-tokens", 100, "--min-chunk-tokens", 40, "--max-chunk-tokens", 90, "--max-question-tokens", 40]
+    common += ["--question-max-new-tokens", 60, "--num-questions", 2, "--max-new-tokens", 64, "--verify", "record"]
+    common += ["--lead-in-file", "examples/quickstart/lead_ins.txt"]  # they ask for one short sentence
+    outputs = {}
+    # One slot and no prompt cache: an answer depends on its request alone.
+    with serve_gguf(real_gguf(), context_length=1024, no_prompt_cache=True, seconds=180.0) as real:
+        for name in ("straight", "killed"):
+            output = tmp_path / f"{name}.jsonl"
+            with OpenAIServer(upstream=real.url, models=(gguf_name(real.url),)) as counting:
+                arguments = [*common, "--output", output, "--server", counting.url, "--dataset-prefix", tmp_path / name]
+                if name == "straight":
+                    nursery.start(GENERATE, arguments).succeed(LONGEST_SECONDS)
+                    lost = 0
+                else:
+                    lost = run_killed(nursery, counting, output, arguments, step=3, seed=1)
+                check_nothing_was_lost_or_repeated(counting, lost)
+            outputs[name] = output.read_bytes()
+    assert outputs["killed"] == outputs["straight"]
+    records = [json.loads(line) for line in outputs["straight"].splitlines()]
+    assert records
+    assert all(turn["chosen"] and turn["rejected"] for record in records for turn in record["turns"])
+    assert len(PreferenceDataset(str(tmp_path / "killed"))) == len(records)
+
+
+def save_tokenizer(gguf: Path, folder: Path) -> None:
+    """Write the tokenizer that a GGUF file carries, with its chat template, as a Hugging Face folder."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def gguf_name(url: str) -> str:
+    """Name of the model that a server serves."""
+    found = httpx2.get(f"{url}/models", trust_env=False).json()
+    return str(found["data"][0]["id"])

@@ -163,9 +163,9 @@ class Command:
             _kill_session(pid)
         return [codes[pid] for pid in self.pids]
 
-    def succeed(self) -> Command:
+    def succeed(self, seconds: float = 240.0) -> Command:
         """Wait, and fail unless every rank exits with 0."""
-        codes = self.wait()
+        codes = self.wait(seconds)
         everything = "\n".join(f"rank {rank}:\n{self.output(rank)}" for rank in range(len(self.pids)))
         assert set(codes) == {0}, f"exit codes {codes}\n{everything}"
         return self
