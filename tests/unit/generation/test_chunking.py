@@ -83,6 +83,18 @@ def test_paragraphs_stay_whole_and_blank_lines_stay_as_they_are() -> None:
     assert [text[chunk.start : chunk.end] for chunk in chunks] == [text.rstrip()]
 
 
+def test_a_chunk_is_bounded_and_counted_without_the_white_space_around_it() -> None:
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+    text = "abc\n\n\n\nde\n\n\nfghijklm\n\n"
+    units = [Unit(0, 7, 3), Unit(7, 12, 2), Unit(12, 22, 8)]
+    assert [(chunk.start, chunk.end, chunk.num_tokens) for chunk in pack_chunks(text, units, 1, 9, count)] == [
+        (0, 9, 9),
+        (12, 20, 8),
+    ]
+
+
 def test_a_paragraph_that_is_too_long_is_cut_at_sentences() -> None:
     text = "One two three. Four five six? Seven eight."
     assert [text[unit.start : unit.end] for unit in split_units(text, 4, count_words)] == [

@@ -189,6 +189,11 @@ def test_columns_go_by_the_names_that_are_given(tmp_path: Path) -> None:
         ]
 
 
+def test_different_ids_are_never_taken_for_the_same(tmp_path: Path) -> None:
+    path = write_records(tmp_path / "d.jsonl", [{"text": "", "id": number} for number in range(3000)])
+    assert [document.document_id for document in read(path)] == [str(number) for number in range(3000)]
+
+
 def test_a_record_without_an_id_goes_by_its_file_and_place(tmp_path: Path) -> None:
     lines = write_lines(
         tmp_path / "d.jsonl", '{"text": "a"}', "", '{"text": "b", "document_id": null}', '{"text": "c", "id": "x"}'
@@ -370,6 +375,12 @@ def test_a_line_beyond_the_bound_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sources, "MAX_LINE_BYTES", 20)
     path = write_lines(tmp_path / "d.jsonl", '{"text": "it fits"}', '{"text": "it does not"}')
     assert refusal(path).startswith(f"{path}:2: longer than 20 bytes")
+    path.write_bytes(b"x" * 30_000_000)
+    tracemalloc.start()
+    assert refusal(path).startswith(f"{path}:1: longer than 20 bytes")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
