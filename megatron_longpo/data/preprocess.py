@@ -98,8 +98,16 @@ def preprocess_all(options: PreprocessOptions) -> tuple[dict[str, Manifest], boo
         The manifest of each prefix, and whether there was anything to do.
 
     Raises:
-        UserError: an input is bad, another dataset is at a prefix, or no pair is left for one.
+        UserError: an input is bad, another dataset is at a prefix, no pair is left for one, or a file cannot be written.
     """
+    try:
+        return _preprocess(options)
+    except OSError as error:  # a full disk, a folder that may not be written
+        where, what = error.filename or options.output_prefix, error.strerror or error
+        raise UserError(f"{where}: {what}; run the command again to go on") from error
+
+
+def _preprocess(options: PreprocessOptions) -> tuple[dict[str, Manifest], bool]:
     prefixes = options.prefixes()
     imports = ("megatron_longpo.data.parts", "transformers.models.auto.tokenization_auto") if options.tokenizer else ()
     with Processes(options.workers, imports) as processes:

@@ -1,5 +1,6 @@
 """Sources are mixed, sampled, deduplicated and split; bad lines end the run or are listed."""
 
+import errno
 import itertools
 import json
 import random
@@ -269,6 +270,24 @@ def test_the_command_hands_its_options_on(options, write, monkeypatch, capsys, t
     assert f"{tmp_path / 'out'}-validation: written" in shown
     assert "input       a: 8 of 12 records, 0 bad lines" in shown
     assert "input       b: 3 of 3 records, 1 bad lines" in shown
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_place_that_cannot_be_written_is_named(options, write, tmp_path, workers):
+    path = write("a", [1, 2])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*Not a directory; run the command again"):
+        preprocess(options(path, prefix="file/out", workers=workers))
+
+
+def test_a_full_disk_while_a_part_is_written_is_named(options, write, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("megatron_longpo.data.parts.os.fsync", full)
+    with pytest.raises(UserError, match="out: No space left on device; run the command again to go on"):
+        preprocess(options(write("a", [1, 2])))
+    assert not Path(f"{options().output_prefix}.json").exists()
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_one(options, write):
