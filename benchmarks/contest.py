@@ -27,6 +27,7 @@ class Scale:
         head: rows, vocabulary and runs, of the head.
         pipeline: prompt tokens, answer tokens and runs, of the pipeline.
         startup: pairs.
+        preprocess: bytes of pairs and runs, of preprocessing.
         model: size of the model.
         answer: tokens of an answer.
         short: tokens of a reference context.
@@ -41,6 +42,7 @@ class Scale:
     head: tuple[int, int, int] = (2048, 152064, 3)
     pipeline: tuple[int, int, int] = (2048, 256, 3)
     startup: int = 1_000_000
+    preprocess: tuple[int, int] = (32 << 20, 3)
     model: ModelShape = dataclasses.field(default_factory=ModelShape)
     answer: int = 256
     short: int = 1024
@@ -56,6 +58,7 @@ FULL = dataclasses.replace(
     context=(8192, 5),
     head=(2048, 152064, 7),
     pipeline=(2048, 256, 7),
+    preprocess=(128 << 20, 5),
 )
 
 Contest = Callable[[Bench, Scale], list[Result]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import head, step
+from benchmarks import head, preprocess, step
 from benchmarks.contest import MAKE_BENCH, run_contest
 from benchmarks.jobs import Bench
 from benchmarks.problem import ModelShape
@@ -45,3 +45,12 @@ def test_the_heads_agree_and_whole_logits_take_more(tmp_path: Path) -> None:
     assert (memory.quantity, time.quantity) == ("peak memory", "CPU time")
     assert memory.other > 0
     assert time.ratio == time.ours / time.other > 0
+
+
+def test_preprocessing_and_the_batch_encoder_give_the_same_ids(tmp_path: Path) -> None:
+    cpu, wall = preprocess.compare(Bench(tmp_path), 1 << 20, 1, 1)
+    assert (cpu.quantity, wall.quantity) == ("tokens a CPU-second", "tokens a second")
+    (ours,), (raw,) = cpu.details["ours"], cpu.details["raw"]
+    assert ours["digest"] == raw["digest"]
+    assert cpu.other == raw["tokens"] / raw["cpu"]
+    assert ours["cpu"] > 1, "the workers' time is missing: loading a tokenizer alone takes more"
