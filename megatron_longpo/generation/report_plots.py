@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from megatron_longpo.generation.svg import CHOSEN, INK, NEUTRAL, REJECTED, SOFT, render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 4.3, 2.6
-"""Inches. Small, since a phone shows a plot no wider, and text is not to shrink with it."""
-
-INK, SOFT, LINE, NEUTRAL, CHOSEN, REJECTED = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05", "#0a0a06"
-STYLE_OF = {INK: "--ink", SOFT: "--soft", LINE: "--line", NEUTRAL: "--neutral", CHOSEN: "--chosen", REJECTED: "--rejected"}
-"""What is drawn in these colours takes the page's, which has a light and a dark set of them."""
-
-SETTINGS = {
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
-    "svg.hashsalt": "report",  # the same statistics give the same bytes
-    "text.parse_math": False,
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; the page's own font takes its place
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": LINE,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": SOFT,
-    "ytick.labelcolor": SOFT,
-    "grid.color": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-}
 LOGARITHMIC_FROM = 30.0
 """Ratio of the longest to the shortest answer from which both axes are logarithmic."""
 
 
 def histogram(spread: dict[str, Any], label: str, count_of: str) -> str:
     """Draw how one thing is spread."""
-    return _render(lambda figure: _draw_histogram(figure.subplots(), spread, NEUTRAL, label, count_of), label)
+    return render_svg(lambda figure: _draw_histogram(figure.subplots(), spread, NEUTRAL, label, count_of), label)
 
 
 def answer_histograms(chosen: dict[str, Any], rejected: dict[str, Any]) -> str:
@@ -53,7 +27,7 @@ def answer_histograms(chosen: dict[str, Any], rejected: dict[str, Any]) -> str:
         _draw_histogram(upper, chosen, CHOSEN, "", "chosen")
         _draw_histogram(lower, rejected, REJECTED, "tokens of an answer", "rejected")
 
-    return _render(draw, "lengths of chosen and rejected answers")
+    return render_svg(draw, "lengths of chosen and rejected answers")
 
 
 def margin_histogram(margins: dict[str, Any]) -> str:
@@ -64,7 +38,7 @@ def margin_histogram(margins: dict[str, Any]) -> str:
         _draw_histogram(axes, margins, NEUTRAL, "log p(chosen) - log p(rejected) given the chunk, in nats", "turns")
         axes.axvline(0, color=INK, linewidth=1)
 
-    return _render(draw, "log-prob margins")
+    return render_svg(draw, "log-prob margins")
 
 
 def turns_bars(turns_per_record: dict[str, int]) -> str:
@@ -76,7 +50,7 @@ def turns_bars(turns_per_record: dict[str, int]) -> str:
         _label(axes, "turns of a record", "records")
         axes.set_xticks([int(turns) for turns in turns_per_record][:: 1 + len(turns_per_record) // 12])
 
-    return _render(draw, "turns of a record")
+    return render_svg(draw, "turns of a record")
 
 
 def answer_scatter(lengths: list[list[int]]) -> str:
@@ -95,7 +69,7 @@ def answer_scatter(lengths: list[list[int]]) -> str:
         axes.text(0.02, 0.98, "rejected longer", transform=axes.transAxes, va="top", color=SOFT)
         axes.text(0.98, 0.04, "chosen longer", transform=axes.transAxes, ha="right", color=SOFT)
 
-    return _render(draw, "chosen against rejected lengths")
+    return render_svg(draw, "chosen against rejected lengths")
 
 
 def _draw_histogram(axes: Axes, spread: dict[str, Any], colour: str, label: str, count_of: str) -> None:
@@ -113,28 +87,3 @@ def _label(axes: Axes, x: str, y: str) -> None:
             axis.set_major_locator(MaxNLocator(nbins=5, integer=axis is axes.yaxis))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.grid(axis="y", linewidth=0.4)
-
-
-def _render(draw: Callable[[Figure], None], label: str) -> str:
-    """Draw a figure and return its ``<svg>`` element, which scales with the page.
-
-    Args:
-        draw: draws on an empty figure.
-        label: what it shows, for those who cannot see it; no text of a document.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True)
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
-    opening = rf'<svg viewBox="0 0 {72 * WIDTH:g} {72 * HEIGHT:g}" role="img" aria-label="{label}">'
-    svg = re.sub(r"<svg\b[^>]*>", opening, svg[svg.index("<svg") :], count=1)
-    name = re.sub(r"\W+", "-", label)
-    svg = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{name}-", svg)  # names are shared by all plots of a page
-    for colour, style in STYLE_OF.items():
-        svg = svg.replace(colour, f"var({style})")
-    return svg
