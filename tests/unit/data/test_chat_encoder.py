@@ -15,6 +15,7 @@ from megatron_longpo.data.record import PreferenceRecord, Turn
 from megatron_longpo.data.templating import ChatTemplate, ContentNotFoundError, locate_content
 from megatron_longpo.data.tokenize_pair import LengthLimits, RecordTokenizer, token_span
 from megatron_longpo.data.tokenizer import TokenizerSpec
+from megatron_longpo.utils.errors import UserError
 from tests.support.chat_templates import LLAMA2, MISTRAL, SHAPES
 from tests.support.make_data import make_sentencepiece_like, make_text, make_tokenizer
 from tests.unit.data.test_sentencepiece import FILES, TEMPLATES, model_file
@@ -256,6 +257,22 @@ def test_offsets_of_a_long_text_come_from_the_whole_where_its_ends_do_not_tell(m
     long = LongEncoding(text, lambda _: np.arange(50), encode)
     assert (long.first_ending_after(3), long.first_starting_from(45), long.end_of(7)) == (3, 45, 8)
     assert asked.count(text) == 1
+
+
+def test_a_tokenizer_whose_python_code_encodes_otherwise_is_refused(tmp_path, monkeypatch):
+    from transformers import PreTrainedTokenizerFast
+
+    original = PreTrainedTokenizerFast._encode_plus
+
+    def backwards(self, *arguments, **options):
+        encoded = original(self, *arguments, **options)
+        encoded["input_ids"] = encoded["input_ids"][::-1]
+        return encoded
+
+    folder = make_tokenizer(tmp_path / "tokenizer")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_encode_plus", backwards)
+    with pytest.raises(UserError, match="tokenizer: its Python code gives other ids than its tokenizer"):
+        TokenizerSpec(str(folder)).load()
 
 
 def test_a_blank_message_has_no_place(made):
