@@ -13,13 +13,19 @@ class LossTraits:
 
     Attributes:
         rejected: the policy reads the rejected long chat.
-        settings: of the objective, those that mean something to it only.
-        uses_reference: the log-probs of a reference.
+        short: the policy reads the short chats, chosen and rejected.
+        uses_reference: the log-probs of a reference, in the context that the run names or, if ``short``, in both.
+        distribution: the reference's whole distributions over the chosen answers' tokens, instead of its log-probs.
+        settings: of the objective, those that other loss types do not have.
+        solo_alpha: default weight of SoLoPO's alignment (its paper's, arXiv 2505.11166); 0 for other losses.
     """
 
     rejected: bool = True
+    short: bool = False
     uses_reference: bool = True
+    distribution: bool = False
     settings: frozenset[str] = frozenset()
+    solo_alpha: float = 0.0
 
 
 LOSS_TYPES: dict[str, LossTraits] = {
@@ -27,6 +33,16 @@ LOSS_TYPES: dict[str, LossTraits] = {
     "hinge": LossTraits(),
     "ipo": LossTraits(),
     "simpo": LossTraits(uses_reference=False, settings=frozenset({"label_smoothing", "simpo_gamma"})),
+    "solo-dpo": LossTraits(rejected=False, short=True, settings=frozenset({"label_smoothing", "solo_alpha"}), solo_alpha=3.0),
+    "solo-simpo": LossTraits(
+        rejected=False,
+        short=True,
+        uses_reference=False,
+        solo_alpha=1.0,
+        settings=frozenset({"label_smoothing", "simpo_gamma", "solo_alpha"}),
+    ),
+    "solo-orpo": LossTraits(rejected=False, short=True, uses_reference=False, settings=frozenset({"solo_alpha"}), solo_alpha=1.0),
+    "sft-s2l": LossTraits(rejected=False, distribution=True),
 }
 """By ``--loss-type``."""
 
@@ -40,6 +56,10 @@ def traits_of(objective: ObjectiveConfig) -> LossTraits | None:
 
 
 def reference_contexts(objective: ObjectiveConfig, reference: ReferenceConfig) -> tuple[ReferenceContext, ...]:
-    """Contexts in which the log-probs of the reference are needed, in the order in which they are given to the objective."""
+    """Contexts in which the reference is needed, in the order in which its log-probs are given to the objective."""
     traits = traits_of(objective)
-    return (reference.reference_context,) if traits is not None and traits.uses_reference else ()
+    if traits is None or not traits.uses_reference:
+        return ()
+    if traits.distribution:
+        return ("short",)
+    return ("short", "long") if traits.short else (reference.reference_context,)

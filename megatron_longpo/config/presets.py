@@ -38,5 +38,30 @@ PRESETS: MappingProxyType[str, MappingProxyType[str, Any]] = MappingProxyType(
         # The paper's ablations: without the short-to-long constraint, and (Figure 4) without the NLL term.
         "longpo-no-s2l": MappingProxyType({"reference_context": "long"}),
         "longpo-no-nll": MappingProxyType({"nll_weight": 0.0}),
+        # SFT held close to what the model says from the short context: the paper's "SFT-Chosen-Constraint" (Figure 4), with the
+        # divergence that its public code does not compute. The rest is the SFT baseline's.
+        "sft-s2l": MappingProxyType(
+            {
+                "loss_type": "sft-s2l",
+                "nll_scope": "answers",
+                "nll_weight": 1.0,
+                "preference_weight": 1.0,
+                "reference": "live",
+                "lr": 2e-5,
+            }
+        ),
+        # SimPO (arXiv 2405.14734) on long chats, with beta and gamma of its Llama-3-Base setting.
+        "simpo": MappingProxyType(
+            {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "preference_weight": 1.0, "nll_weight": 0.0}
+        ),
+        # SoLoPO (arXiv 2505.11166): its preference losses on short contexts, aligned with the long one; alpha is the paper's by
+        # default. SimPO's values are those above; ORPO's lambda (here beta) and its NLL beside it are ORPO's (arXiv 2403.07691).
+        "solo-dpo": MappingProxyType({"loss_type": "solo-dpo", "preference_weight": 1.0, "nll_weight": 0.0}),
+        "solo-simpo": MappingProxyType(
+            {"loss_type": "solo-simpo", "beta": 2.0, "simpo_gamma": 1.0, "preference_weight": 1.0, "nll_weight": 0.0}
+        ),
+        "solo-orpo": MappingProxyType(
+            {"loss_type": "solo-orpo", "beta": 0.1, "preference_weight": 1.0, "nll_weight": 1.0, "nll_scope": "answers"}
+        ),
     }
 )

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 NllScope = Literal["all", "no-template", "answers"]
 TurnAggregation = Literal["sum", "per-turn"]
-LossType = Literal["sigmoid", "hinge", "ipo", "simpo"]
+LossType = Literal["sigmoid", "hinge", "ipo", "simpo", "solo-dpo", "solo-simpo", "solo-orpo", "sft-s2l"]
 ReferenceContext = Literal["short", "long"]
 LrDecayStyle = Literal["cosine", "linear", "constant"]
 CpCommType = Literal["auto", "all_gather", "a2a", "p2p", "a2a+p2p"]
@@ -115,7 +115,8 @@ class ObjectiveConfig:
     """The LongPO objective: ``nll_weight * NLL + preference_weight * PREF`` for each document."""
 
     beta: float = 0.1
-    """Inverse temperature of the preference, in 1/nat (paper: 0.1; released code: 0.01); ipo: its tau."""
+    """Inverse temperature of the preference, in 1/nat (paper: 0.1; released code: 0.01); ipo: its tau;
+    solo-orpo: weight of the odds ratio, as in TRL."""
     preference_weight: float = 0.01
     """Weight (lambda) of the preference term (paper Eq. 14)."""
     nll_weight: float = 1.0
@@ -125,9 +126,14 @@ class ObjectiveConfig:
     turn_aggregation: TurnAggregation = choices("sum", "sum", "per-turn")  # type: ignore[assignment]
     """One sigmoid over the sum of the turns' margins, or one sigmoid a turn and their mean; so for every loss type."""
     loss_type: LossType = choices("sigmoid", *get_args(LossType))  # type: ignore[assignment]
-    """Preference loss. Of the margin: ``sigmoid`` (LongPO, DPO), ``hinge``, ``ipo``; without a reference: ``simpo``."""
+    """Preference loss. Of the margin: ``sigmoid`` (LongPO, DPO), ``hinge``, ``ipo``; without a reference: ``simpo``. SoLoPO,
+    which prefers on the short contexts and aligns the chosen answers' rewards on long and short ones: ``solo-dpo`` (both
+    reference caches), ``solo-simpo``, ``solo-orpo`` (no reference). Distillation instead of a preference: ``sft-s2l``, beta times
+    the divergence from the reference on the short context (--reference live)."""
     simpo_gamma: float = 0.5
-    """simpo: margin that the reward of the chosen answer is asked to have over the rejected one's."""
+    """With --loss-type simpo or solo-simpo: by how much the chosen answer's reward should be above the rejected one's."""
+    solo_alpha: float | None = None
+    """With --loss-type solo-*: weight of the alignment beside the preference. Default: 3 for solo-dpo, 1 for the two others."""
     label_smoothing: float = 0.0
     """Assumed probability that a preference label is wrong, in [0, 0.5)."""
 

@@ -213,6 +213,16 @@ def something_is_learnt(config: RunConfig, world_size: int) -> Iterator[str]:
         yield "--nll-weight and --preference-weight are both 0: there is nothing to learn"
 
 
+def whole_distributions_are_computed(config: RunConfig, world_size: int) -> Iterator[str]:
+    """A cache holds two numbers a turn."""
+    traits = traits_of(config.objective)
+    if traits is not None and traits.distribution and config.reference.reference != "live":
+        yield (
+            f"--loss-type {config.objective.loss_type} needs --reference live: it compares whole distributions over the "
+            f"vocabulary, which --reference {config.reference.reference} does not hold"
+        )
+
+
 def adapters_have_a_base(config: RunConfig, world_size: int) -> Iterator[str]:
     """Checkpoints of a run with adapters hold no other weights, so the others must lie elsewhere."""
     if config.lora.lora_rank is not None and config.model.random_init:
@@ -241,6 +251,7 @@ RULES: tuple[Rule, ...] = (
     optimizer_supported,
     offload_supported,
     something_is_learnt,
+    whole_distributions_are_computed,
     adapters_have_a_base,
     checkpoints_have_a_place,
 )
@@ -255,7 +266,7 @@ SHARES: dict[str, tuple[float, float]] = {
 """Settings that lie in [low, high)."""
 NOT_NEGATIVE = frozenset(
     ("preference_weight", "nll_weight", "lr", "min_lr", "lr_warmup_iters", "weight_decay", "sgd_momentum", "clip_grad", "seed")
-) | {"cpu_offloading_num_layers", "simpo_gamma"}
+) | {"cpu_offloading_num_layers", "simpo_gamma", "solo_alpha"}
 """Settings that may be 0."""
 POSITIVE = frozenset(info.name for info in all_fields() if info.kind in (int, float)) - NOT_NEGATIVE - SHARES.keys()
 """Sizes, intervals, counts, rates and bases: all numbers that are not listed above."""
@@ -305,6 +316,10 @@ def _ineffective_in_the_objective(config: RunConfig) -> Iterator[tuple[str, str]
         for info in all_fields():
             if info.group == "reference":
                 yield info.name, f"--loss-type {objective.loss_type} needs no reference"
+    elif traits.short:
+        yield "reference_context", f"--loss-type {objective.loss_type} needs the reference in both contexts"
+    elif traits.distribution:
+        yield "reference_context", f"--loss-type {objective.loss_type} reads the short context"
 
 
 def parse_number(text: str) -> float | None:

@@ -20,7 +20,8 @@ class PreferenceBatch:
         labels: ``[s]`` int64, the next token of the row's own chain, or `IGNORE_INDEX`.
         position_ids: ``[s]`` int64.
         nll_pair: ``[s]`` int64, the pair whose NLL the row's target counts in.
-        chosen_turn: ``[s]`` int64, ``pair * t + turn`` of the chosen answer that the row's target belongs to.
+        chosen_turn: ``[s]`` int64, ``pair * t + turn`` of the chosen answer that the row's target belongs to; ``p * t`` more in
+            the turn's short chat.
         rejected_turn: ``[s]`` int64, the same for rejected answers. A target in the shared prefix can count in both.
         known_weights: ``[s]`` float64, weight of the row's log-prob in the loss up to one factor common to all, where it is known
             before the loss is; 0 elsewhere.
@@ -28,7 +29,9 @@ class PreferenceBatch:
         nll_tokens: ``[p]`` float64, divisor of each pair's NLL: the number of its targets.
         turn_mask: ``[p, t]`` float64, 1 where the turn exists.
         answer_tokens: ``[p, t, 2]`` float64, answer tokens of (chosen, rejected); 0 for a side that is not packed.
+        short_answer_tokens: ``[p, t, 2]`` float64, the same of the short chats.
         reference_logps: ``[p, t, 2]`` float64, the reference's log-probs of (chosen, rejected); NaN where there is none.
+        long_reference_logps: ``[p, t, 2]`` float64, those on the long chat, where the objective needs both contexts; else NaN.
         sample_ids: ``[p, 2]`` int64, (dataset, index) of each pair.
     """
 
@@ -43,7 +46,9 @@ class PreferenceBatch:
     nll_tokens: Tensor
     turn_mask: Tensor
     answer_tokens: Tensor
+    short_answer_tokens: Tensor
     reference_logps: Tensor
+    long_reference_logps: Tensor
     sample_ids: Tensor
 
     @property

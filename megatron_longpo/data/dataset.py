@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_longpo.data.indexed import IndexedPairs
-from megatron_longpo.data.layout import read_header, unpack_pair
+from megatron_longpo.data.layout import read_header, shared_prefix_length, unpack_pair
 from megatron_longpo.data.manifest import read_manifest, record_file
 from megatron_longpo.data.pair import PreferencePair
 from megatron_longpo.utils.errors import UserError
@@ -67,6 +67,13 @@ class PreferenceDataset:
         self._check_index(index)
         prefix = int(self._pairs.sequence(index, 0)[2])
         return self._pairs.sequence_length(index, 1), prefix + self._pairs.sequence_length(index, 2)
+
+    def short_lengths(self, index: int) -> list[tuple[int, int, int]]:
+        """Of each turn of pair ``index``: tokens of the chosen and the rejected short chat, and of the start that they share."""
+        self._check_index(index)
+        sequences = [self._pairs.sequence(index, place) for place in range(3, self._pairs.num_sequences(index))]
+        sides = zip(sequences[0::2], sequences[1::2], strict=True)
+        return [(len(chosen), len(rejected), shared_prefix_length(chosen, rejected)) for chosen, rejected in sides]
 
     def num_turns(self, index: int) -> int:
         """Turns of pair ``index``, from the index alone: header, two long sides, and two short ones a turn."""

@@ -34,7 +34,7 @@ class ReferenceSource(Protocol):
     """Reference log-probs by sample."""
 
     def logps(self, sample: SampleId) -> np.ndarray:
-        """``[t, 2]`` float64 log-probs of (chosen, rejected)."""
+        """Float64 log-probs of (chosen, rejected): ``[t, 2]``, or in several contexts beside each other, see `PackItem`."""
         ...
 
 
@@ -73,6 +73,18 @@ def rank_batches(
                 for dataset, index in samples
             ]
         yield rank_batch(items, options, state)
+
+
+class JoinedReference:
+    """Log-probs in several contexts, beside each other."""
+
+    def __init__(self, contexts: Sequence[ReferenceSource]) -> None:
+        """Take one source a context, in order."""
+        self._contexts = contexts
+
+    def logps(self, sample: SampleId) -> np.ndarray:
+        """See `ReferenceSource`."""
+        return np.concatenate([source.logps(sample) for source in self._contexts], axis=1)
 
 
 class ComputedReference:

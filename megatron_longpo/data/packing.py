@@ -5,12 +5,14 @@ Shift and masks are made here, once, on the whole sequence; nothing downstream m
 The last prefix row predicts the first token of *both* tails, but a row has one label. So the rejected tail starts with a copy
 of the last prefix token: same token, same position ``P-1``, attached to the first ``P-1`` prefix tokens, hence the same hidden
 state, with the first rejected token as its label.
+
+Where the objective reads the short chats too, they follow, each turn's two sides packed the same way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ import torch
 from megatron_longpo.config.schema import NllScope
 from megatron_longpo.data.batch import PreferenceBatch
 from megatron_longpo.data.layout import shared_prefix_length
-from megatron_longpo.data.pair import PreferencePair, Span
+from megatron_longpo.data.pair import PreferencePair, Side, Span
 from megatron_longpo.parallel.packed_sequence import Chain, chain_positions
 from megatron_longpo.utils.constants import IGNORE_INDEX
 
@@ -30,13 +32,15 @@ class PackingOptions:
     Attributes:
         prefix_sharing: encode the common prefix once; otherwise both sides are whole sequences (the oracle of the first).
         nll_scope: targets of the NLL, or None when the NLL has no weight.
-        with_rejected: whether the rejected side is needed at all (not for SFT).
+        with_rejected: whether the rejected long side is needed at all (not for SFT).
+        with_short: whether the short chats of each turn are needed, both sides of them.
         multiple: the packed length is padded to a multiple of it.
     """
 
     prefix_sharing: bool = True
     nll_scope: NllScope | None = "all"
     with_rejected: bool = True
+    with_short: bool = False
     multiple: int = 1
 
 
@@ -46,7 +50,7 @@ class PackItem:
 
     Attributes:
         pair: the pair.
-        reference_logps: ``[t, 2]`` float64 (chosen, rejected) or None.
+        reference_logps: float64 (chosen, rejected), ``[t, 2]``; ``[t, 4]`` on the short chats, then on the long one; or None.
         sample_id: (dataset, index).
     """
 
@@ -55,15 +59,25 @@ class PackItem:
     sample_id: tuple[int, int] = (0, 0)
 
 
-def packed_size(chosen: int, rejected: int, prefix: int, options: PackingOptions) -> tuple[int, int]:
+def packed_size(
+    lengths: tuple[int, int, int], options: PackingOptions, short_lengths: Iterable[tuple[int, int, int]] = ()
+) -> tuple[int, int]:
     """Packed rows of a pair of such lengths, before padding, and its pairs of query and key.
 
     Args:
-        chosen: tokens of the chosen side.
-        rejected: tokens of the rejected side.
-        prefix: tokens that they share, see `shared_prefix_length`.
+        lengths: tokens of the chosen and of the rejected side, and of the start that they share, see `shared_prefix_length`.
         options: which rows are wanted.
+        short_lengths: the same of each turn's short chats; looked at only if they are wanted.
     """
+    both = dataclasses.replace(options, with_rejected=True)
+    sizes = [_sides_size(*lengths, options)]
+    if options.with_short:
+        sizes += [_sides_size(*each, both) for each in short_lengths]
+    rows, score_pairs = zip(*sizes, strict=True)
+    return sum(rows), sum(score_pairs)
+
+
+def _sides_size(chosen: int, rejected: int, prefix: int, options: PackingOptions) -> tuple[int, int]:
     if not options.with_rejected:
         return chosen, _triangle(chosen)
     if not options.prefix_sharing:
@@ -79,8 +93,8 @@ def _triangle(length: int) -> int:
 class _Rows:
     """Rows being packed. Maps are filled in by chain; every array grows by the same amount."""
 
-    def __init__(self, max_turns: int) -> None:
-        self.max_turns = max_turns
+    def __init__(self, num_pairs: int, max_turns: int) -> None:
+        self.num_pairs, self.max_turns = num_pairs, max_turns
         self.chains: list[Chain] = []
         self.tokens: list[np.ndarray] = []
         self.labels: list[np.ndarray] = []
@@ -122,28 +136,46 @@ def _nll_map(pair: PreferencePair, index: int, scope: NllScope | None) -> np.nda
 
 
 def _add_pair(rows: _Rows, index: int, pair: PreferencePair, options: PackingOptions) -> None:
-    turns = [index * rows.max_turns + turn for turn in range(pair.num_turns)]
-    chosen, rejected = pair.chosen.input_ids, pair.rejected.input_ids
-    maps = {
-        "nll_pair": _nll_map(pair, index, options.nll_scope),
-        "chosen_turn": _target_map(len(chosen), pair.chosen.answer_spans, turns),
-    }
-    if not options.with_rejected:
-        rows.add_chain(chosen, maps)
+    """Append the chains of a pair: of the long chats, then of each turn's short ones."""
+    segments = [index * rows.max_turns + turn for turn in range(pair.num_turns)]
+    nll = {"nll_pair": _nll_map(pair, index, options.nll_scope)}
+    try:
+        _add_sides(rows, pair.chosen, pair.rejected if options.with_rejected else None, segments, nll, options)
+        if options.with_short:
+            for segment, chosen, rejected in zip(segments, pair.short_chosen, pair.short_rejected, strict=True):
+                _add_sides(rows, chosen, rejected, [rows.num_pairs * rows.max_turns + segment], {}, options)
+    except ValueError as error:
+        raise ValueError(f"document {pair.document_id}: {error}") from None
+
+
+def _add_sides(
+    rows: _Rows,
+    chosen: Side,
+    rejected: Side | None,
+    segments: Sequence[int],
+    maps: dict[str, np.ndarray],
+    options: PackingOptions,
+) -> None:
+    """Append two chats, or the chosen one alone. ``segments``: where their answers count; ``maps``: where else chosen rows do."""
+    maps = {**maps, "chosen_turn": _target_map(len(chosen.input_ids), chosen.answer_spans, segments)}
+    if rejected is None:
+        rows.add_chain(chosen.input_ids, maps)
         return
-    rejected_map = _target_map(len(rejected), pair.rejected.answer_spans, turns)
+    rejected_map = _target_map(len(rejected.input_ids), rejected.answer_spans, segments)
     if not options.prefix_sharing:
-        rows.add_chain(chosen, maps)
-        rows.add_chain(rejected, {"rejected_turn": rejected_map})
+        rows.add_chain(chosen.input_ids, maps)
+        rows.add_chain(rejected.input_ids, {"rejected_turn": rejected_map})
         return
-    prefix = shared_prefix_length(chosen, rejected)
+    prefix = shared_prefix_length(chosen.input_ids, rejected.input_ids)
     if prefix == 0:
-        raise ValueError(f"document {pair.document_id}: chosen and rejected do not start with the same token")
-    trunk_rejected = np.full(len(chosen), -1, dtype=np.int64)
+        raise ValueError("chosen and rejected do not start with the same token")
+    trunk_rejected = np.full(len(chosen.input_ids), -1, dtype=np.int64)
     trunk_rejected[: prefix - 1] = rejected_map[: prefix - 1]
-    rows.add_chain(chosen, {**maps, "rejected_turn": trunk_rejected})
+    rows.add_chain(chosen.input_ids, {**maps, "rejected_turn": trunk_rejected})
     tail = slice(prefix - 1, None)  # the copy of the last prefix token, then the rejected tail
-    rows.add_chain(rejected[tail], {"rejected_turn": rejected_map[tail]}, parent=len(rows.chains) - 1, attach=prefix - 1)
+    rows.add_chain(
+        rejected.input_ids[tail], {"rejected_turn": rejected_map[tail]}, parent=len(rows.chains) - 1, attach=prefix - 1
+    )
 
 
 def pack_pairs(items: Sequence[PackItem], options: PackingOptions) -> PreferenceBatch:
@@ -157,7 +189,7 @@ def pack_pairs(items: Sequence[PackItem], options: PackingOptions) -> Preference
         The micro-batch, on the CPU.
     """
     max_turns = max(item.pair.num_turns for item in items)
-    rows = _Rows(max_turns)
+    rows = _Rows(len(items), max_turns)
     for index, item in enumerate(items):
         _add_pair(rows, index, item.pair, options)
     padding = -rows.length % options.multiple
@@ -166,7 +198,7 @@ def pack_pairs(items: Sequence[PackItem], options: PackingOptions) -> Preference
     positions = np.concatenate([np.asarray(r, dtype=np.int64) for r in chain_positions(rows.chains)])
     nll_pair = np.concatenate(rows.maps["nll_pair"])
     nll_tokens = np.bincount(nll_pair[nll_pair >= 0], minlength=len(items)).astype(np.float64)
-    tables = _pair_tables(items, max_turns, with_rejected=options.with_rejected)
+    tables = _pair_tables(items, max_turns, options)
     return PreferenceBatch(
         tokens=torch.from_numpy(np.concatenate(rows.tokens)),
         labels=torch.from_numpy(np.concatenate(rows.labels)),
@@ -174,39 +206,45 @@ def pack_pairs(items: Sequence[PackItem], options: PackingOptions) -> Preference
         nll_pair=torch.from_numpy(nll_pair),
         chosen_turn=torch.from_numpy(np.concatenate(rows.maps["chosen_turn"])),
         rejected_turn=torch.from_numpy(np.concatenate(rows.maps["rejected_turn"])),
-        known_weights=torch.from_numpy(_known_weights(rows, nll_tokens, with_rejected=options.with_rejected)),
+        known_weights=torch.from_numpy(_known_weights(rows, nll_tokens, options)),
         chains=tuple(rows.chains),
         nll_tokens=torch.from_numpy(nll_tokens),
         turn_mask=torch.from_numpy(tables["mask"]),
         answer_tokens=torch.from_numpy(tables["tokens"]),
+        short_answer_tokens=torch.from_numpy(tables["short_tokens"]),
         reference_logps=torch.from_numpy(tables["reference"]),
+        long_reference_logps=torch.from_numpy(tables["long_reference"]),
         sample_ids=torch.tensor([item.sample_id for item in items], dtype=torch.int64),
     )
 
 
-def _known_weights(rows: _Rows, nll_tokens: np.ndarray, *, with_rejected: bool) -> np.ndarray:
+def _known_weights(rows: _Rows, nll_tokens: np.ndarray, options: PackingOptions) -> np.ndarray:
     """Weights of the rows that count in the NLL alone: one over the pair's targets. A preference weighs answers by its margin."""
     nll_pair, *turns = (np.concatenate(parts) for parts in rows.maps.values())
     alone = nll_pair >= 0
-    if with_rejected:
+    if options.with_rejected or options.with_short:
         for turn in turns:
             alone &= turn < 0
     return np.where(alone, 1.0 / np.maximum(nll_tokens, 1)[np.maximum(nll_pair, 0)], 0.0)
 
 
-def _pair_tables(items: Sequence[PackItem], max_turns: int, *, with_rejected: bool) -> dict[str, np.ndarray]:
-    mask = np.zeros((len(items), max_turns))
-    tokens = np.zeros((len(items), max_turns, 2))
-    reference = np.full((len(items), max_turns, 2), np.nan)
+def _pair_tables(items: Sequence[PackItem], max_turns: int, options: PackingOptions) -> dict[str, np.ndarray]:
+    shape = (len(items), max_turns, 2)
+    tables = {"mask": np.zeros(shape[:2]), "tokens": np.zeros(shape), "short_tokens": np.zeros(shape)}
+    tables |= {"reference": np.full(shape, np.nan), "long_reference": np.full(shape, np.nan)}
     for index, item in enumerate(items):
-        turns = item.pair.num_turns
-        mask[index, :turns] = 1
-        sides = (item.pair.chosen, item.pair.rejected) if with_rejected else (item.pair.chosen,)
-        for side, conversation in enumerate(sides):
-            tokens[index, :turns, side] = [end - start for start, end in conversation.answer_spans]
+        pair, turns = item.pair, item.pair.num_turns
+        tables["mask"][index, :turns] = 1
+        for side, conversation in enumerate((pair.chosen, pair.rejected) if options.with_rejected else (pair.chosen,)):
+            tables["tokens"][index, :turns, side] = [end - start for start, end in conversation.answer_spans]
+        if options.with_short:
+            for side, chats in enumerate((pair.short_chosen, pair.short_rejected)):
+                tables["short_tokens"][index, :turns, side] = [end - start for ((start, end),) in (c.answer_spans for c in chats)]
         if item.reference_logps is not None:
-            reference[index, :turns] = item.reference_logps
-    return {"mask": mask, "tokens": tokens, "reference": reference}
+            contexts = np.split(item.reference_logps, item.reference_logps.shape[1] // 2, axis=1)
+            for name, logps in zip(("reference", "long_reference"), contexts, strict=False):
+                tables[name][index, :turns] = logps
+    return tables
 
 
 def short_pairs(pair: PreferencePair) -> list[PreferencePair]:

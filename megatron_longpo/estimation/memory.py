@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from megatron_longpo.config.loss_types import reference_contexts
+from megatron_longpo.config.loss_types import reference_contexts, traits_of
 from megatron_longpo.config.schema import RunConfig, TrainingConfig
 from megatron_longpo.estimation.layer import LayerBytes, layer_bytes
 from megatron_longpo.estimation.shape import PairShape
@@ -209,6 +209,9 @@ def _head(architecture: ModelArchitecture, config: RunConfig, ranks: Ranks, rows
     chunk = rows_at_once(config.training.logit_chunk_size, words)
     narrow = element if element != FP32 else 0  # the same chunk in the compute dtype
     logits = max(min(chunk, rows) * (FP32 + narrow), min(chunk, answers) * 2 * FP32) * words
+    traits = traits_of(config.objective)
+    if traits is not None and traits.distribution:  # the policy's logits, the teacher's, and what is made of them
+        logits = max(logits, min(rows_at_once(config.training.logit_chunk_size, 3 * words), answers) * 3 * FP32 * words)
     # a chunk's part of the weight's gradient, before it is added, and the gradient; none where the head is frozen
     weight = words * architecture.hidden_size * (narrow + FP32) if config.lora.lora_rank is None else 0
     return rows * architecture.hidden_size * element + logits + weight

@@ -3,8 +3,11 @@
 Several turns are one pair of answers (``sum``: log-probs and tokens are those of all turns together), or a pair each
 (``per-turn``: the mean of their losses). With one turn the two are the same, and the values are those of TRL.
 
-Sources: sigmoid, arXiv 2305.18290 Eq. 7; hinge, arXiv 2305.10425 Eq. 10 on DPO's margin; ipo, arXiv 2310.12036 Eq. 17, with
-log-ratios averaged over tokens as in TRL; simpo, arXiv 2405.14734 Eq. 6.
+SoLoPO's losses are one of them on the short contexts, and the distance of the chosen answers' rewards on short and long ones.
+
+Sources: sigmoid, arXiv 2305.18290 Eq. 7; hinge, arXiv 2305.10425 on DPO's margin; ipo, arXiv 2310.12036 Eq. 17, with log-ratios
+averaged over tokens as in TRL; simpo, arXiv 2405.14734 Eq. 6; orpo's odds ratio, arXiv 2403.07691 Eq. 4 and 7, with beta before
+it as in TRL; solo-*, arXiv 2505.11166.
 """
 
 from __future__ import annotations
@@ -72,6 +75,12 @@ def mean_logp(answers: Answers, beta: float) -> Tensor:
     return beta * answers.logps / answers.tokens
 
 
+def log_odds(answers: Answers, beta: float) -> Tensor:
+    """ORPO's: ``log(q / (1 - q))``, q the geometric mean of the tokens' probabilities; bounded where q is 1."""
+    mean = (answers.logps / answers.tokens).clamp(max=-1e-12)
+    return mean - torch.log(-torch.expm1(mean))
+
+
 def sigmoid_loss(scaled_margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Negative log-likelihood of the preference under Bradley-Terry, element by element.
 
@@ -102,6 +111,11 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
     "ipo": PreferenceLoss(mean_log_ratio, lambda margin, config: (margin - 1 / (2 * config.beta)) ** 2),
     "simpo": PreferenceLoss(mean_logp, lambda margin, config: sigmoid_loss(margin - config.simpo_gamma, config.label_smoothing)),
 }
+PREFERENCE_LOSSES |= {
+    "solo-dpo": PREFERENCE_LOSSES["sigmoid"],
+    "solo-simpo": PREFERENCE_LOSSES["simpo"],
+    "solo-orpo": PreferenceLoss(log_odds, lambda margin, config: -config.beta * logsigmoid(margin)),
+}
 """By ``--loss-type``."""
 
 
@@ -119,6 +133,13 @@ def preference_loss(answers: Answers, turn_mask: Tensor, config: ObjectiveConfig
     kind = PREFERENCE_LOSSES[config.loss_type]
     rewards = kind.reward(answers, config.beta)
     return mean_over_groups(kind.loss(rewards[..., 0] - rewards[..., 1], config), turn_mask)
+
+
+def alignment_loss(short: Answers, long: Answers, turn_mask: Tensor, config: ObjectiveConfig) -> Tensor:
+    """SoLoPO's alignment of each document, ``[p]``: how far the chosen answer's rewards on the two contexts are apart."""
+    reward = PREFERENCE_LOSSES[config.loss_type].reward
+    distance = (reward(short, config.beta)[..., 0] - reward(long, config.beta)[..., 0]).abs()
+    return mean_over_groups(distance, turn_mask)
 
 
 def answer_rewards(logps: Tensor, reference: Tensor, tokens: Tensor, turn_mask: Tensor, config: ObjectiveConfig) -> Tensor:

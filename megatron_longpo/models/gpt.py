@@ -14,6 +14,7 @@ from megatron_longpo.models.attention import PackedAttention, PackedCoreAttentio
 from megatron_longpo.models.attention_plan import build_plan
 from megatron_longpo.models.layer_spec import build_block_spec, core_attention
 from megatron_longpo.models.linear_cross_entropy import VocabShard, linear_log_probs
+from megatron_longpo.models.linear_kl import linear_kl
 from megatron_longpo.models.rotary import inverse_frequencies, rotary_tables
 from megatron_longpo.models.transformer_config import build_transformer_config, virtual_pipeline_size
 from megatron_longpo.parallel.context_exchange import ContextExchange
@@ -72,30 +73,51 @@ class LogProbGPTModel(GPTModel):
         kept: dict[int, list[Tensor]] | None = {} if self._keep_attention and torch.is_grad_enabled() else None
         return PackedAttention(plans, exchange, packed.chains, cos, sin, kept)
 
-    def forward(self, packed: PackedInput) -> Tensor:  # type: ignore[override]
+    def forward(self, packed: PackedInput, *, states_alone: bool = False) -> Tensor:  # type: ignore[override]
         """Run this stage.
 
+        Args:
+            packed: this rank's part of a packed sequence.
+            states_alone: leave out the head.
+
         Returns:
-            On the last stage, log-prob of every row's label ``[s/cp]``, fp32, 0 where there is none; elsewhere hidden states
-            ``[s/cp (/tp), 1, h]``.
+            On the last stage, log-prob of every row's label ``[s/cp]``, fp32, 0 where there is none; with a teacher
+            ``[2, s/cp]``, these and the divergence from the teacher, 0 in rows that have none; with ``states_alone`` the last
+            hidden states ``[s/cp, h]``. On other stages hidden states ``[s/cp (/tp), 1, h]``.
 
         Parallel: the context group in every layer's attention; the tensor group in linears and in the head.
         """
         hidden = self.embedding(input_ids=packed.tokens[None], position_ids=None) if self.pre_process else None
         hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=self.attention_of(packed))
-        return self._log_probs(hidden, packed) if self.post_process else hidden
+        if not self.post_process:
+            return hidden
+        states = self._whole_states(hidden)
+        return states if states_alone else self._scores(states, packed)
 
-    def _log_probs(self, hidden: Tensor, packed: PackedInput) -> Tensor:
+    @property
+    def head_weight(self) -> Tensor:
+        """This rank's rows of the output weight, ``[v/tp, h]``; on the last stage only."""
+        return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+
+    def _whole_states(self, hidden: Tensor) -> Tensor:
+        """Last hidden states of this rank's rows, ``[s/cp, h]``, on every rank of the tensor group."""
         group = self.pg_collection.tp
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
-        weight = (
-            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
-        )
-        shard = VocabShard.of(weight.size(0), self.architecture.vocab_size, group)
-        return linear_log_probs(hidden[:, 0], weight, packed.labels, shard, self.logit_chunk_size, packed.known_weights)
+        return hidden[:, 0]
+
+    def _scores(self, states: Tensor, packed: PackedInput) -> Tensor:
+        weight, chunk_size, teacher = self.head_weight, self.logit_chunk_size, packed.teacher
+        shard = VocabShard.of(weight.size(0), self.architecture.vocab_size, self.pg_collection.tp)
+        log_probs = linear_log_probs(states, weight, packed.labels, shard, chunk_size, packed.known_weights)
+        if teacher is None:
+            return log_probs
+        taught = (teacher.rows >= 0).nonzero().squeeze(1)
+        theirs = teacher.states[teacher.rows[taught]]
+        divergence = linear_kl(states[taught], weight, theirs, teacher.weight, shard, chunk_size)
+        return torch.stack([log_probs, torch.zeros_like(log_probs).index_put((taught,), divergence)])
 
 
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:

@@ -60,6 +60,21 @@ def chain_positions(chains: Sequence[Chain]) -> list[range]:
 
 
 @dataclasses.dataclass(frozen=True)
+class TeacherRows:
+    """What another model would say where this one is asked: its last hidden states, and the weight that makes logits of them.
+
+    Attributes:
+        rows: ``[s/cp]`` int64, which of the states belongs to this rank's row; -1 where none does.
+        states: ``[a, g]``.
+        weight: this tensor-parallel rank's rows of its output weight, ``[v/tp, g]``.
+    """
+
+    rows: Tensor
+    states: Tensor
+    weight: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class PackedInput:
     """One rank's part of a packed sequence, as the model reads it.
 
@@ -70,6 +85,7 @@ class PackedInput:
         chains: the *whole* packed sequence's chains.
         length: the whole packed length ``s``.
         known_weights: ``[s/cp]`` fp64, see `linear_log_probs`; None where nothing is trained.
+        teacher: what the model is compared with in some rows; None where it is not, and on all pipeline stages but the last.
     """
 
     tokens: Tensor
@@ -78,3 +94,4 @@ class PackedInput:
     chains: tuple[Chain, ...]
     length: int
     known_weights: Tensor | None = None
+    teacher: TeacherRows | None = None

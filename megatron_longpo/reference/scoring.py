@@ -19,21 +19,24 @@ def policy_sums(log_probs: Tensor, batch: RankBatch, cp_group: ProcessGroup) -> 
     """Sum a rank's per-row log-probs by pair and turn, then over the context group.
 
     Args:
-        log_probs: ``[s/cp]`` of this rank's rows.
+        log_probs: ``[s/cp]`` of this rank's rows, or ``[2, s/cp]`` with their divergences from a teacher.
         batch: this rank's rows.
         cp_group: context-parallel group.
 
     Returns:
         Complete sums in float64; gradients flow to this rank's rows only.
 
-    Parallel: one all-reduce of ``p + 2pt`` numbers over the context group; backward is local.
+    Parallel: one all-reduce of ``p + 4pt`` numbers (``p + 6pt`` with a teacher) over the context group; backward is local.
     """
     pairs, turns = batch.whole.turn_mask.shape
-    precise = log_probs.double()
-    maps = ((batch.nll_pair, pairs), (batch.chosen_turn, pairs * turns), (batch.rejected_turn, pairs * turns))
-    partial = torch.cat([_segment_sum(precise, segments, count) for segments, count in maps])
-    nll, chosen, rejected = sum_over_context(partial, cp_group).split([count for _, count in maps])
-    return PolicySums(nll, torch.stack([chosen.view(pairs, turns), rejected.view(pairs, turns)], dim=-1))
+    logps, *divergences = log_probs.double().view(-1, batch.chosen_turn.size(0))
+    by_turn = 2 * pairs * turns
+    maps = [(logps, batch.nll_pair, pairs), (logps, batch.chosen_turn, by_turn), (logps, batch.rejected_turn, by_turn)]
+    maps += [(divergence, batch.chosen_turn, by_turn) for divergence in divergences]
+    partial = torch.cat([_segment_sum(*each) for each in maps])
+    nll, chosen, rejected, *taught = sum_over_context(partial, cp_group).split([count for *_, count in maps])
+    long, short = torch.stack([chosen, rejected], dim=-1).view(2, pairs, turns, 2).unbind()
+    return PolicySums(nll, long, short, taught[0].view(2, pairs, turns)[0] if taught else None)
 
 
 def _segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
@@ -60,8 +63,7 @@ def score_batches(model: Sequence[torch.nn.Module], batches: Sequence[RankBatch]
         return chunk(batch.packed), functools.partial(keep, batch)
 
     def keep(batch: RankBatch, log_probs: Tensor) -> tuple[Tensor, dict[str, PolicySums]]:
-        sums = policy_sums(log_probs, batch, state.cp_group)
-        return log_probs.new_zeros(()), {"sums": PolicySums(sums.nll.cpu(), sums.answers.cpu())}
+        return log_probs.new_zeros(()), {"sums": policy_sums(log_probs, batch, state.cp_group).cpu()}
 
     reported = run_schedule(forward, model, batches, forward_only=True)
     scored = [report["sums"] for report in reported]

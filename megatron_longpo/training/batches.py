@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.batch_planning import PairSize, pack_in_order, plan_batch
 from megatron_longpo.data.loader import SampleId
-from megatron_longpo.data.packing import PackingOptions, packed_size
+from megatron_longpo.data.packing import PackingOptions
 from megatron_longpo.data.sampler import PreferenceBatchSampler
 from megatron_longpo.models.flops import StepFlops
 from megatron_longpo.parallel.state import ParallelState
-from megatron_longpo.training.data import RunData, packing_options
+from megatron_longpo.training.data import RunData, packing_options, pair_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def micro_batches_in_order(
     tokens, size = config.training.micro_batch_tokens, config.training.micro_batch_size or 1
     if tokens is None:
         return [tuple(samples[start : start + size]) for start in range(0, len(samples), size)]
-    rows = [_packed_size(data, sample, options)[0] for sample in samples]
+    rows = [pair_size(data, sample, options)[0] for sample in samples]
     return [tuple(samples[index] for index in positions) for positions in pack_in_order(rows, _whole_rows(tokens, options))]
 
 
@@ -70,11 +70,6 @@ def _whole_rows(tokens: int, options: PackingOptions) -> int:
     return tokens // options.multiple * options.multiple
 
 
-def _packed_size(data: RunData, sample: SampleId, options: PackingOptions) -> tuple[int, int]:
-    dataset, index = data.datasets[sample[0]], sample[1]
-    return packed_size(*dataset.lengths(index), dataset.shared_prefix_length(index), options)
-
-
 def _pair_size(data: RunData, sample: SampleId, options: PackingOptions, flops: StepFlops) -> PairSize:
-    rows, score_pairs = _packed_size(data, sample, options)
+    rows, score_pairs = pair_size(data, sample, options)
     return PairSize(rows, flops.step(rows, score_pairs))

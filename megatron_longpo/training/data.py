@@ -10,7 +10,7 @@ from megatron_longpo.config.schema import DataConfig, RunConfig
 from megatron_longpo.config.validate import parse_number
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.data.loader import SampleId
-from megatron_longpo.data.packing import PackingOptions
+from megatron_longpo.data.packing import PackingOptions, packed_size
 from megatron_longpo.data.sampler import Entry, PreferenceStream, total_samples
 from megatron_longpo.data.split import split_indices
 from megatron_longpo.models.architecture import ModelArchitecture
@@ -87,14 +87,26 @@ def _check_fit(dataset: PreferenceDataset, config: DataConfig, architecture: Mod
 
 
 def packing_options(config: RunConfig, state: ParallelState) -> PackingOptions:
-    """Which rows the objective needs."""
+    """Which rows the objective needs, padded for a layout."""
+    return dataclasses.replace(needed_rows(config), multiple=state.sequence_multiple)
+
+
+def needed_rows(config: RunConfig) -> PackingOptions:
+    """Which rows the objective needs, without padding."""
     traits = traits_of(config.objective)
     return PackingOptions(
         prefix_sharing=config.data.prefix_sharing,
         nll_scope=config.objective.nll_scope if config.objective.nll_weight else None,
         with_rejected=traits is not None and traits.rejected,
-        multiple=state.sequence_multiple,
+        with_short=traits is not None and traits.short,
     )
+
+
+def pair_size(data: RunData, sample: SampleId, options: PackingOptions) -> tuple[int, int]:
+    """`packed_size` of a pair, from the index and, where short chats are wanted, from their tokens."""
+    dataset, index = data.datasets[sample[0]], sample[1]
+    lengths = (*dataset.lengths(index), dataset.shared_prefix_length(index))
+    return packed_size(lengths, options, dataset.short_lengths(index) if options.with_short else ())
 
 
 def total_train_samples(config: RunConfig, data: RunData) -> int:

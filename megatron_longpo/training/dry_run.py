@@ -7,15 +7,17 @@ from tqdm import tqdm
 from megatron_longpo.config.cli import DryRun
 from megatron_longpo.config.context_layout import settle_exchange
 from megatron_longpo.config.layout import check_layout
+from megatron_longpo.config.loss_types import reference_contexts
 from megatron_longpo.config.schema import RunConfig
-from megatron_longpo.data.dataset import PreferenceDataset
+from megatron_longpo.data.loader import SampleId
+from megatron_longpo.data.packing import PackingOptions
 from megatron_longpo.estimation.flops import pair_flops
 from megatron_longpo.estimation.layouts import Machine, Plan, evaluate
 from megatron_longpo.estimation.report import GIB, gib, table
 from megatron_longpo.estimation.shape import PairShape
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.models.transformer_config import apply_overrides
-from megatron_longpo.training.data import RunData, open_data, total_train_samples
+from megatron_longpo.training.data import RunData, needed_rows, open_data, pair_size, total_train_samples
 from megatron_longpo.training.memory_options import check_recompute
 from megatron_longpo.training.pretrained import read_record
 
@@ -36,7 +38,7 @@ def describe_run(config: RunConfig, dry_run: DryRun) -> str:
     check_recompute(config, architecture)
     config, reason = settle_exchange(config, architecture, ranks_per_node=min(8, dry_run.num_devices))
     data = open_data(config.data, config.training.seed, architecture)
-    shape = longest_pair(data, prefix_sharing=config.data.prefix_sharing)
+    shape = longest_pair(data, needed_rows(config))
     plan = evaluate(architecture, config, shape, Machine(num_devices=dry_run.num_devices, device_bytes=0))
     lines = [
         *_essentials(config, architecture, data, shape),
@@ -48,18 +50,19 @@ def describe_run(config: RunConfig, dry_run: DryRun) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def longest_pair(data: RunData, *, prefix_sharing: bool) -> PairShape:
+def longest_pair(data: RunData, options: PackingOptions) -> PairShape:
     """The pair with the most rows."""
-    total = sum(len(dataset) for dataset in data.datasets)
-    shapes = (_shape(dataset, index, prefix_sharing) for dataset in data.datasets for index in range(len(dataset)))
-    return max(tqdm(shapes, "Reading lengths", total, unit="pair", disable=None), key=lambda shape: shape.rows)
+    samples = [(number, index) for number, dataset in enumerate(data.datasets) for index in range(len(dataset))]
+    shapes = (_shape(data, sample, options) for sample in samples)
+    return max(tqdm(shapes, "Reading lengths", len(samples), unit="pair", disable=None), key=lambda shape: shape.rows)
 
 
-def _shape(dataset: PreferenceDataset, index: int, prefix_sharing: bool) -> PairShape:
+def _shape(data: RunData, sample: SampleId, options: PackingOptions) -> PairShape:
+    dataset, index = data.datasets[sample[0]], sample[1]
     chosen, rejected = dataset.lengths(index)
-    prefix = dataset.shared_prefix_length(index)
-    # rows with sharing: the chosen side, the rejected tail and a copy; without: both sides
-    return PairShape(length=max(chosen, rejected), tail=min(chosen, rejected) - prefix, prefix_sharing=prefix_sharing)
+    tail = min(chosen, rejected) - dataset.shared_prefix_length(index)
+    packed = pair_size(data, sample, options)
+    return PairShape(length=max(chosen, rejected), tail=tail, prefix_sharing=options.prefix_sharing, packed=packed)
 
 
 def _essentials(config: RunConfig, architecture: ModelArchitecture, data: RunData, shape: PairShape) -> list[str]:
@@ -71,12 +74,20 @@ def _essentials(config: RunConfig, architecture: ModelArchitecture, data: RunDat
         f"model: {architecture.family}, {architecture.num_layers} layers of {architecture.hidden_size}, RoPE base "
         f"{architecture.rotary_base:g}, {'bf16' if training.bf16 else 'fp32'}, from {config.model.pretrained_checkpoint}",
         f"objective: beta {objective.beta:g}, preference weight {objective.preference_weight:g}, NLL weight "
-        f"{objective.nll_weight:g} on {objective.nll_scope}; reference: {config.reference.reference}, "
-        f"{config.reference.reference_context} context",
+        f"{objective.nll_weight:g} on {objective.nll_scope}; {_preference(config)}",
         f"optimizer: {optimizer.optimizer}, peak learning rate {optimizer.lr:g}, {optimizer.lr_decay_style}",
         f"data: {pairs} pairs to train on, {held_out} held out; the longest has {shape.rows} rows",
         f"training: {iterations} iterations of {training.global_batch_size} pairs, at most {flops / 1e12:.4g} TFLOP each",
     ]
+
+
+def _preference(config: RunConfig) -> str:
+    if not config.objective.preference_weight:
+        return "no preference"
+    contexts = " and ".join(reference_contexts(config.objective, config.reference))
+    return f"{config.objective.loss_type}; " + (
+        f"reference: {config.reference.reference}, {contexts} context" if contexts else "no reference"
+    )
 
 
 def _verdict(plan: Plan, dry_run: DryRun) -> str:

@@ -14,7 +14,6 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.batch import RankBatch
-from megatron_longpo.data.loader import rank_batches
 from megatron_longpo.models.attention_plan import work_balance
 from megatron_longpo.models.flops import StepFlops
 from megatron_longpo.parallel import cpu_backend
@@ -108,8 +107,7 @@ def _iterate(run: Run, upcoming: Iterator[Share], iteration: int) -> dict[str, A
     started = time.monotonic()
     state, share = run.context.state, next(upcoming)
     samples = share.micro_batches
-    options = packing_options(run.config, state)
-    batches = list(rank_batches(samples, run.data.datasets, run.reference.source(samples), options, state))
+    batches = run.reference.batches(samples, packing_options(run.config, state))
     rate = run.schedule.apply(run.optimizer, iteration)
     try:
         metrics = train_step(run.model, run.optimizer, batches, run.context)

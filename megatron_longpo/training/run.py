@@ -13,6 +13,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron_longpo.config.cli import dump_config
 from megatron_longpo.config.context_layout import describe_exchange, settle_exchange
 from megatron_longpo.config.layout import check_layout
+from megatron_longpo.config.loss_types import reference_contexts
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.conversion.record import ModelRecord
 from megatron_longpo.models.architecture import ModelArchitecture
@@ -112,6 +113,7 @@ def describe_training(config: RunConfig, train_iters: int) -> dict[str, Any]:
     """What the model card tells about a training."""
     objective, optimizer = config.objective, config.optimizer
     start = {"initial weights": "random"} if config.model.random_init else {}
+    contexts = reference_contexts(objective, config.reference)
     record = adapter_record(config)
     adapters = (
         {"LoRA": f"rank {record.rank}, alpha {record.alpha:g}, on {', '.join(record.target_modules)}"} if record else {}
@@ -120,10 +122,11 @@ def describe_training(config: RunConfig, train_iters: int) -> dict[str, Any]:
         **start,
         **adapters,
         "beta": objective.beta,
+        **({"preference loss": objective.loss_type} if objective.preference_weight else {}),
         "preference weight": objective.preference_weight,
         "NLL weight": objective.nll_weight,
         "NLL scope": objective.nll_scope,
-        "reference context": config.reference.reference_context,
+        **({"reference context": " and ".join(contexts)} if contexts else {}),
         "optimizer": optimizer.optimizer,
         "peak learning rate": optimizer.lr,
         "iterations": train_iters,

@@ -90,7 +90,7 @@ def batch_loss(batch: RankBatch, log_probs: Tensor, context: StepContext, num_mi
     """
     whole = batch.whole
     sums = policy_sums(log_probs, batch, context.state.cp_group)
-    tables = PairTables(whole.nll_tokens, whole.turn_mask, whole.answer_tokens, whole.reference_logps)
+    tables = PairTables(*(getattr(whole, field.name) for field in dataclasses.fields(PairTables)))
     output = longpo_objective(sums, tables, context.objective)
     scale = num_microbatches * context.state.dp_group.size() / context.global_batch_size
     finite = output.loss.detach().isfinite()

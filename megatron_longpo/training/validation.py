@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from megatron_longpo.config.schema import RunConfig
-from megatron_longpo.data.loader import SampleId, rank_batches
+from megatron_longpo.data.loader import SampleId
 from megatron_longpo.training.batches import micro_batches_in_order
 from megatron_longpo.training.data import RunData, packing_options
 from megatron_longpo.training.reference import RunReference
@@ -50,8 +50,7 @@ def evaluate(
     reports: list[dict[str, Any]] = []
     for start in range(0, len(micro_batches), _MICRO_BATCHES_AT_ONCE):
         part = micro_batches[start : start + _MICRO_BATCHES_AT_ONCE]
-        batches = list(rank_batches(part, data.datasets, reference.source(part), options, state))
-        reports += run_batches(model, batches, context, forward_only=True)
+        reports += run_batches(model, reference.batches(part, options), context, forward_only=True)
     for chunk, was_training in zip(model, modes, strict=True):
         chunk.train(was_training)
     return reduce_reports(reports, context)

@@ -71,7 +71,6 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
     """
     from megatron_longpo.config.context_layout import settle_exchange
     from megatron_longpo.config.layout import check_layout
-    from megatron_longpo.data.loader import rank_batches
     from megatron_longpo.models.flops import step_flops
     from megatron_longpo.models.gpt import build_model
     from megatron_longpo.models.lora import add_adapters
@@ -109,7 +108,7 @@ def train_and_dump(config: RunConfig, folder: str, iterations: int) -> dict[str,
         history = []
         for iteration in range(1, iterations + 1):
             samples = next(stream).micro_batches
-            batches = list(rank_batches(samples, data.datasets, reference.source(samples), packing_options(config, state), state))
+            batches = reference.batches(samples, packing_options(config, state))
             schedule.apply(optimizer, iteration)
             for chunk in model:
                 chunk.zero_grad_buffer()

@@ -23,6 +23,7 @@ class Case:
     per_turn: bool = False
     smoothing: float = 0.0
     gamma: float = 0.5
+    alpha: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,12 @@ def neg_log_sigmoid(x: torch.Tensor) -> torch.Tensor:
     return torch.log1p(torch.exp(-x))
 
 
+def log_odds(answer: Answer) -> torch.Tensor:
+    """ORPO's, of the geometric mean of the tokens' probabilities."""
+    mean = torch.exp(answer.policy / answer.tokens)
+    return torch.log(mean / (1 - mean))
+
+
 def loss_of(case: Case, chosen: Answer, rejected: Answer) -> torch.Tensor:
     """One pair's preference loss."""
     beta = case.beta
@@ -60,21 +67,56 @@ def loss_of(case: Case, chosen: Answer, rejected: Answer) -> torch.Tensor:
         return torch.relu(1 - beta * (ratio_c - ratio_r))
     if case.loss_type == "ipo":
         return (ratio_c / chosen.tokens - ratio_r / rejected.tokens - 1 / (2 * beta)) ** 2
-    if case.loss_type == "simpo":
+    if case.loss_type == "solo-orpo":
+        return beta * neg_log_sigmoid(log_odds(chosen) - log_odds(rejected))
+    if case.loss_type in ("simpo", "solo-simpo"):
         x = beta / chosen.tokens * chosen.policy - beta / rejected.tokens * rejected.policy - case.gamma
-        return (1 - case.smoothing) * neg_log_sigmoid(x) + case.smoothing * neg_log_sigmoid(-x)
-    raise AssertionError(case.loss_type)
+    else:
+        assert case.loss_type == "solo-dpo"
+        x = beta * (ratio_c - ratio_r)
+    return (1 - case.smoothing) * neg_log_sigmoid(x) + case.smoothing * neg_log_sigmoid(-x)
+
+
+def reward_of(case: Case, answer: Answer) -> torch.Tensor:
+    """The reward that SoLoPO aligns."""
+    if case.loss_type == "solo-dpo":
+        return case.beta * (answer.policy - answer.reference)
+    return log_odds(answer) if case.loss_type == "solo-orpo" else case.beta / answer.tokens * answer.policy
+
+
+def answer_divergence(policy: Any, reference: Any, long: Side, turn: int, short: Side) -> torch.Tensor:
+    """Sum over an answer's tokens of KL(policy on the long chat || reference on the short one), from whole logits."""
+
+    def distributions(model: Any, side: Side, span: tuple[int, int]) -> torch.Tensor:
+        tokens = torch.as_tensor(side.input_ids, dtype=torch.int64)
+        return torch.log_softmax(model(input_ids=tokens[None], use_cache=False).logits[0, span[0] - 1 : span[1] - 1], dim=-1)
+
+    p = distributions(policy, long, long.answer_spans[turn])
+    with torch.no_grad():
+        q = distributions(reference, short, short.answer_spans[0])
+    return torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum")
 
 
 def preference(case: Case, policy: Any, reference: Any, pair: PreferencePair) -> torch.Tensor:
     """The preference term of a document, whose turns are one pair of answers or a pair each."""
-    needs_reference = case.loss_type in ("hinge", "ipo")
-    ours = [side_logps(policy, side) for side in (pair.chosen, pair.rejected)]
-    turns = []
-    for turn, shorts in enumerate(zip(pair.short_chosen, pair.short_rejected, strict=True)):
-        refs = [answers_of(policy, reference, short, needs_reference=needs_reference)[0].reference for short in shorts]
-        lengths = [end - start for start, end in (pair.chosen.answer_spans[turn], pair.rejected.answer_spans[turn])]
-        turns.append([Answer(ours[side][turn], refs[side], lengths[side]) for side in range(2)])
+    if case.loss_type == "sft-s2l":
+        chats = enumerate(pair.short_chosen)
+        by_turn = torch.stack([answer_divergence(policy, reference, pair.chosen, turn, short) for turn, short in chats])
+        return case.beta * (by_turn.mean() if case.per_turn else by_turn.sum())
+    wanted = {"needs_reference": case.loss_type in ("hinge", "ipo", "solo-dpo")}
+    long = [answers_of(policy, reference, side, **wanted) for side in (pair.chosen, pair.rejected)]
+    short = [
+        [answers_of(policy, reference, chat, **wanted)[0] for chat in chats] for chats in (pair.short_chosen, pair.short_rejected)
+    ]
+    if not case.loss_type.startswith("solo"):  # the reference reads the short chats
+        long = [
+            [dataclasses.replace(one, reference=other.reference) for one, other in zip(*sides, strict=True)]
+            for sides in zip(long, short, strict=True)
+        ]
     if not case.per_turn:
-        turns = [[as_one([turn[side] for turn in turns]) for side in range(2)]]
-    return torch.stack([loss_of(case, *sides) for sides in turns]).mean()
+        long, short = [[as_one(side)] for side in long], [[as_one(side)] for side in short]
+    if not case.loss_type.startswith("solo"):
+        return torch.stack([loss_of(case, *sides) for sides in zip(*long, strict=True)]).mean()
+    preferred = torch.stack([loss_of(case, *sides) for sides in zip(*short, strict=True)]).mean()
+    distances = [(reward_of(case, a) - reward_of(case, b)).abs() for a, b in zip(short[0], long[0], strict=True)]
+    return preferred + case.alpha * torch.stack(distances).mean()

@@ -50,3 +50,23 @@ def test_a_preset_is_the_published_setting(preset, expected):
         *(reference.reference_context, optimizer.optimizer, optimizer.lr),
     )
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        # loss type, beta, gamma, alpha, preference weight, NLL weight, NLL scope, reference
+        ("simpo", ("simpo", 2.0, 1.0, None, 1.0, 0.0, "all", "cache")),
+        ("solo-dpo", ("solo-dpo", 0.1, 0.5, None, 1.0, 0.0, "all", "cache")),
+        ("solo-simpo", ("solo-simpo", 2.0, 1.0, None, 1.0, 0.0, "all", "cache")),
+        ("solo-orpo", ("solo-orpo", 0.1, 0.5, None, 1.0, 1.0, "answers", "cache")),
+        ("sft-s2l", ("sft-s2l", 0.1, 0.5, None, 1.0, 1.0, "answers", "live")),
+    ],
+)
+def test_a_preset_of_later_work_is_that_method(preset, expected):
+    objective, reference, _ = objective_of("--preset", preset)
+    found = (
+        *(objective.loss_type, objective.beta, objective.simpo_gamma, objective.solo_alpha, objective.preference_weight),
+        *(objective.nll_weight, objective.nll_scope, reference.reference),
+    )
+    assert found == expected

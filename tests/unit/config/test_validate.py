@@ -63,6 +63,7 @@ def refusal(flags: str, world_size: int = 1) -> str:
         (f"{RUN} --overlap-param-gather --use-distributed-optimizer", 1, ["--overlap-grad-reduce"]),
         (f"{RUN} --use-distributed-optimizer --optimizer sgd", 1, ["--optimizer sgd", "adam or rmsprop"]),
         (f"{RUN} --nll-weight 0 --preference-weight 0", 1, ["nothing to learn"]),
+        (f"{RUN} --loss-type sft-s2l", 1, ["--loss-type sft-s2l", "--reference live", "--reference cache"]),
         (f"{RUN} --lora-rank 8 --random-init", 1, ["--lora-rank", "--random-init", "stored nowhere"]),
         (f"{RUN} --label-smoothing 0.5", 1, ["--label-smoothing is 0.5", "[0, 0.5)"]),
         (f"{RUN} --lr-warmup-fraction 1", 1, ["--lr-warmup-fraction is 1.0"]),
@@ -138,6 +139,10 @@ def test_what_is_a_run_is_taken(flags, world_size):
         ("--loss-type hinge --label-smoothing 0.1", "--label-smoothing"),
         ("--loss-type simpo --reference-context long", "--reference-context"),
         ("--preference-weight 0 --loss-type ipo", "--loss-type"),
+        ("--loss-type solo-dpo --reference-context long", "--reference-context"),
+        ("--loss-type solo-orpo --reference live", "--reference"),
+        ("--loss-type simpo --solo-alpha 2", "--solo-alpha"),
+        ("--loss-type sft-s2l --reference live --reference-context long", "--reference-context"),
     ],
 )
 def test_a_flag_that_changes_nothing_is_warned_about(flags, flag, capsys):

@@ -36,10 +36,7 @@ def pairs(draw: st.DrawFn) -> PreferencePair:
     follow_ups = [draw(st.lists(tokens, min_size=1, max_size=3)) for _ in range(turns - 1)]
     answers = [[draw(st.lists(tokens, min_size=1, max_size=4)) for _ in range(turns)] for _ in range(2)]
     chosen, rejected = (side(prompt, each, follow_ups) for each in answers)
-    shorts = [
-        tuple(side(prompt[:2], [answer], []) for answer in each)
-        for each in answers
-    ]
+    shorts = [tuple(side(prompt[:2], [answer], []) for answer in each) for each in answers]
     content = ((1, len(prompt)), *chosen.answer_spans)
     return PreferencePair("d", chosen, rejected, content, shorts[0], shorts[1])
 
@@ -95,11 +92,13 @@ def test_the_shared_prefix_is_encoded_once(pair: PreferencePair) -> None:
     assert batch.length == len(pair.chosen.input_ids) + len(pair.rejected.input_ids) - prefix + 1
 
 
-@given(pairs(), st.builds(PackingOptions, prefix_sharing=st.booleans(), with_rejected=st.booleans()))
+@given(pairs(), st.builds(PackingOptions, prefix_sharing=st.booleans(), with_rejected=st.booleans(), with_short=st.booleans()))
 def test_a_pair_is_measured_without_being_packed(pair: PreferencePair, options: PackingOptions) -> None:
     """Rows, and score pairs: a row sees as many tokens as it has before it, and itself."""
-    chosen, rejected = pair.chosen.input_ids, pair.rejected.input_ids
-    rows, score_pairs = packed_size(len(chosen), len(rejected), shared_prefix_length(chosen, rejected), options)
+    sides = [(pair.chosen, pair.rejected), *zip(pair.short_chosen, pair.short_rejected, strict=True)]
+    ids = [(chosen.input_ids, rejected.input_ids) for chosen, rejected in sides]
+    lengths = [(len(chosen), len(rejected), shared_prefix_length(chosen, rejected)) for chosen, rejected in ids]
+    rows, score_pairs = packed_size(lengths[0], options, lengths[1:])
     batch = pack_pairs([PackItem(pair)], options)
     assert rows == batch.length
     assert score_pairs == sum(len(seen) for seen in seen_by(batch))
@@ -147,11 +146,36 @@ def test_packing_pairs_together_changes_nothing_of_each(several: list[Preference
 
 @given(pairs())
 def test_a_batch_survives_the_broadcast(pair: PreferencePair) -> None:
-    batch = pack_pairs([PackItem(pair, np.ones((pair.num_turns, 2)), (3, 7))], PackingOptions(multiple=4))
+    batch = pack_pairs([PackItem(pair, np.arange(4.0 * pair.num_turns).reshape(-1, 4), (3, 7))], PackingOptions(multiple=4))
+    assert batch.reference_logps[0, 0].tolist() == [0, 1]
+    assert batch.long_reference_logps[0, 0].tolist() == [2, 3]
     again = PreferenceBatch.from_tensors(batch.to_tensors())
     assert again.chains == batch.chains
     for one, other in zip(batch.to_tensors(), again.to_tensors(), strict=True):
         assert torch.equal(one, other)
+
+
+@settings(max_examples=100)
+@given(st.lists(pairs(), min_size=1, max_size=3), st.booleans())
+def test_short_chats_are_packed_beside_the_long_one_and_count_for_themselves(
+    several: list[PreferencePair], sharing: bool
+) -> None:
+    options = PackingOptions(prefix_sharing=sharing, with_rejected=False, with_short=True)
+    batch = pack_pairs([PackItem(pair) for pair in several], options)
+    most = max(pair.num_turns for pair in several)
+    chosen, rejected, tokens = [], [], []
+    for index, pair in enumerate(several):
+        turns = [index * most + turn for turn in range(pair.num_turns)]
+        chosen += expected(pair.chosen, pair.chosen.answer_spans, turns)
+        for segment, one, other in zip(turns, pair.short_chosen, pair.short_rejected, strict=True):
+            chosen += expected(one, one.answer_spans, [len(several) * most + segment])
+            rejected += expected(other, other.answer_spans, [len(several) * most + segment])
+            tokens.append([end - start for ((start, end),) in (one.answer_spans, other.answer_spans)])
+    assert counted(batch, batch.chosen_turn) == sorted(chosen)
+    assert counted(batch, batch.rejected_turn) == sorted(rejected)
+    assert batch.short_answer_tokens[batch.turn_mask > 0].tolist() == tokens
+    assert batch.position_ids.tolist() == [len(seen) - 1 for seen in seen_by(batch)]
+    assert not (batch.known_weights[(batch.chosen_turn >= 0) | (batch.rejected_turn >= 0)]).any()
 
 
 @given(pairs(), st.sampled_from([1, 2, 4]))

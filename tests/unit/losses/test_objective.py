@@ -27,7 +27,9 @@ def tensors(*values: list) -> list[torch.Tensor]:
 def problem() -> tuple[PolicySums, PairTables]:
     nll, answers, reference, mask, tokens = tensors([-30.0, -8.0], ANSWERS, REFERENCE, MASK, TOKENS)
     nll_tokens = torch.tensor([10.0, 4.0], dtype=torch.float64)
-    return PolicySums(nll, answers.requires_grad_()), PairTables(nll_tokens, mask, tokens, reference)
+    unread = torch.zeros_like(tokens)
+    tables = PairTables(nll_tokens, mask, tokens, unread, reference, torch.full_like(reference, math.nan))
+    return PolicySums(nll, answers.requires_grad_(), unread), tables
 
 
 def test_one_sigmoid_a_document_over_the_sum_of_its_turns() -> None:
@@ -102,7 +104,8 @@ def test_metrics_are_means_over_pairs_and_over_chosen_answer_tokens() -> None:
     config = ObjectiveConfig(beta=0.5, preference_weight=0.25)
     output = longpo_objective(sums, tables, config)
     means = metric_means(metric_sums(output, sums, tables, 3), 3)
-    assert set(means) == set(metric_names(3)) - {"rewards/margins/turn_3"}
+    of_others = {"alignment_loss", "logps/short_chosen", "logps/short_rejected", "kl/long_to_short"}
+    assert set(means) == set(metric_names(3)) - of_others - {"rewards/margins/turn_3"}
     assert means["rewards/chosen"] == pytest.approx(0.5 * ((-2 + 1) + 1) / 2)
     assert means["rewards/rejected"] == pytest.approx(0.5 * ((1 + 0.5) + 0.5) / 2)
     assert means["rewards/margins"] == pytest.approx(means["rewards/chosen"] - means["rewards/rejected"])
@@ -122,7 +125,7 @@ def test_metrics_of_parts_add_up_to_those_of_the_whole() -> None:
     parts = torch.zeros_like(whole)
     for index in range(2):
         one = slice(index, index + 1)
-        part = PolicySums(sums.nll[one], sums.answers[one])
+        part = PolicySums(sums.nll[one], sums.answers[one], sums.short_answers[one])
         its = PairTables(*(getattr(tables, field.name)[one] for field in dataclasses.fields(tables)))
         parts += metric_sums(longpo_objective(part, its, config), part, its, 2)
     assert torch.allclose(whole, parts, atol=1e-12)
