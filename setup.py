@@ -39,6 +39,7 @@ EXTRAS = {
     # Megatron-Core finds it; the package of that name on PyPI is another project.
     "gpu": ["transformer-engine[pytorch]>=2.5", "flash-attn>=2.7"],
     "wandb": ["wandb>=0.17"],
+    "hub": ["datasets>=3"],  # documents by the name of a data set
     # Reads the model that `make quickstart` trains: a GGUF file, for which transformers wants accelerate.
     "quickstart": ["accelerate>=1", "gguf>=0.10"],
     "docs": ["mkdocs>=1.6"],
@@ -46,7 +47,7 @@ EXTRAS = {
 # Other implementations that the tests compare with, and the tools.
 EXTRAS["dev"] = [
     *EXTRAS["quickstart"],
-    "datasets>=3",
+    *EXTRAS["hub"],
     "hypothesis>=6.100",
     "liger-kernel>=0.5",
     "mistral-common>=1.5",

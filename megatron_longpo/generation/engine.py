@@ -87,6 +87,9 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:  # noqa: D107
         self.tokenizer = tokenizer
+        if tokenizer.is_fast:  # a folder may have stored them
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
         self._lock = threading.Lock()  # the library's tokenizers lend their state to one thread at a time
 
     @classmethod
@@ -134,6 +137,9 @@ class ChatTokenizer:
         """Return the number of tokens of each text alone."""
         if not texts:
             return []
+        if self.tokenizer.is_fast:  # no lists of ids are made, and threads do not wait for each other
+            encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [len(encoding) for encoding in encodings]
         with self._lock:
             encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return [len(ids) for ids in encoded]

@@ -188,7 +188,7 @@ def _read_saved(folder: Path, split: str, wanted: Collection[str]) -> Iterator[R
     if (folder / "dataset_dict.json").exists():
         splits = _read_list(folder / "dataset_dict.json", "splits")
         if split not in splits:
-            raise UserError(f"{folder}: no split {split!r}; there are: {', '.join(map(str, splits))} (--split)")
+            raise UserError(f"{folder}: no split {split!r}; there are: {', '.join(map(str, splits))} (--input-split)")
         folder = folder / split
     number = 0
     for entry in _read_list(folder / "state.json", "_data_files"):
@@ -262,7 +262,7 @@ def _reachable(shown: str, rows: int = 0) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         after = f" after row {rows}" if rows else ""
         raise UserError(
-            f"{shown}: cannot be read{after} ({reason}); check the name, the configuration, --split and the connection to the hub"
+            f"{shown}: cannot be read{after} ({reason}); check the name, the configuration, --input-split and the way to the hub"
         ) from None
 
 
