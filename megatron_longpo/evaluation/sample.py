@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-
-from megatron_longpo.utils.errors import UserError
+from collections.abc import Callable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,7 @@ class Sample:
         expected: right answers; the task says whether all or any of them are wanted.
         prompt_tokens: tokens of the rendered conversation.
         needles: what is hidden in it, in the order of the text.
+        cut: whether text was left out to make it fit.
     """
 
     message: str
@@ -40,6 +39,7 @@ class Sample:
     expected: tuple[str, ...]
     prompt_tokens: int
     needles: tuple[Needle, ...] = ()
+    cut: bool = False
 
 
 class NoRoomError(Exception):
@@ -101,14 +101,3 @@ def fill(count_units: Callable[[int], int], budget: int, *, least: int, most: in
         else:  # an uneven text: halve
             probe = (low + high) // 2
     raise AssertionError("the distance is halved at each step")
-
-
-def take_whole_numbers(name: str, values: Sequence[int], at_least: int) -> None:
-    """Refuse numbers that are too small.
-
-    Raises:
-        UserError: one is.
-    """
-    for value in values:
-        if value < at_least:
-            raise UserError(f"--{name}: must be at least {at_least}, got {value}")

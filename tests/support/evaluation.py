@@ -1,12 +1,19 @@
-"""Made-up files of the formats that evaluation reads, and a tokenizer."""
+"""Made-up files of the formats that evaluation reads, a tokenizer, and a model that reads perfectly."""
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
 import random
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_longpo.generation.engine import Completion
+from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.utils.errors import UserError
 from tests.support.hf_models import CHAT_TEMPLATE
 
 
@@ -68,3 +75,94 @@ def write_hotpotqa(path: Path, *, questions: int = 16) -> Path:
         )
     path.write_text(json.dumps(entries))
     return path
+
+
+def read_out(message: str) -> str:
+    """Answer a generated question by reading all of its text: what a model with perfect long context says."""
+    text, _, question = message.rpartition("\n\n")
+    if "access" in question:
+        statements = re.findall(r"The access \w+ of (\S+) is (\S+)\.", text)
+        return ", ".join(value for name, value in statements if re.search(rf"(?<![\w-]){name}(?![\w-])", question))
+    if "variables hold" in question:
+        held, value = [], re.search(r"the value (\d+)", question)[1]  # type: ignore[index]
+        for name, source in re.findall(r"SET ([A-Z]+) TO (\w+)\.", text.rpartition("The text:")[2]):
+            if source == value or source in held:
+                held.append(name)
+        return ", ".join(held)
+    if "words come most often in the list" in question:
+        words = re.findall(r"\d+\. (\S+)", text.rpartition("The list:")[2])
+        return ", ".join(word for word, _ in collections.Counter(words).most_common(10))
+    if "coded words" in question:
+        words = [word for word in text.rpartition("\n\n")[2].split() if word != "..."]
+        return ", ".join(word for word, _ in collections.Counter(words).most_common(3))
+    if found := re.search(r"Where does (Keeper \S+) keep", question):
+        return re.search(rf"{found[1]} keeps a lamp at the ([^.]+)\.", text)[1]  # type: ignore[index]
+    return "yes"
+
+
+@dataclasses.dataclass
+class Reader:
+    """An engine that answers by a function, and may give up or fail.
+
+    Attributes:
+        reply: the answer to a message.
+        asked: messages that were answered.
+        gives_up_after: answers after which it raises; None: never.
+        fails: parts of messages that get no answer.
+        name: what it is known by.
+    """
+
+    reply: Callable[[str], str] = read_out
+    asked: list[str] = dataclasses.field(default_factory=list)
+    gives_up_after: int | None = None
+    fails: tuple[str, ...] = ()
+    name: str = "reader"
+    group_size: int = 3
+    concurrency: int = 1
+
+    def complete(
+        self, messages: Sequence[str], sampling: Sampling, seeds: Sequence[int], done: Collection[int] = ()
+    ) -> Iterator[dict[int, Completion]]:
+        for place in (place for place in range(len(messages)) if place not in done):
+            if self.gives_up_after is not None and len(self.asked) >= self.gives_up_after:
+                raise UserError("the server is out")
+            if any(part in messages[place] for part in self.fails):
+                yield {place: Completion("", "failed", 0, "refused")}
+                continue
+            self.asked.append(messages[place])
+            yield {place: Completion(self.reply(messages[place]), "stop", 5)}
+
+    def score(self, messages: Sequence[str], answers: Sequence[str]) -> list[float]:
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": self.name}
+
+
+def write_books(folder: Path, *, books: int = 2, words: int = 600) -> Path:
+    """Write InfiniteBench's three files, two questions a book in mixed order; each book tells a code at its start and its end."""
+    rng = random.Random(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for book in range(books):
+        middle = " ".join(rng.choices(["amber", "river", "stone", "lamp", "mill", "north"], k=words))
+        texts.append(f"Book {book} begins with code S{book}17. {middle} Book {book} ends with code E{book}42.")
+    options = ["The old mill", "The pier", "A lamp", "Nobody"]
+    files: dict[str, list[dict[str, Any]]] = {name: [] for name in ("longbook_sum_eng", "longbook_qa_eng", "longbook_choice_eng")}
+    for number in range(2 * books):
+        book = number % books
+        common = {"id": number, "context": texts[book]}
+        which = "begin" if number < books else "end"
+        code = f"S{book}17" if number < books else f"E{book}42"
+        if number < books:
+            files["longbook_sum_eng"].append({**common, "input": "", "answer": [f"Book {book} has codes.\nIt is about rivers."]})
+        files["longbook_qa_eng"].append(
+            {**common, "input": f"With which code does book {book} {which}?", "answer": [code, "no code"]}
+        )
+        right = options[number % 4]
+        files["longbook_choice_eng"].append(
+            {**common, "input": f"What is in book {book}, {number}?", "answer": [right], "options": options}
+        )
+    for name, records in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
