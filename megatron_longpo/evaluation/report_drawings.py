@@ -1,0 +1,144 @@
+"""Plots of results: lines over lengths, bars of short tasks, and the heatmap of needles."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from megatron_longpo.evaluation import published
+from megatron_longpo.evaluation.scores import DEPTH_BINS
+from megatron_longpo.evaluation.short import TASKS as SHORT_TASKS
+from megatron_longpo.evaluation.tables import Results, name_length
+from megatron_longpo.generation.svg import HEIGHT, INK, LINE, SOFT, STYLE_OF, WIDTH, render_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SERIES = tuple(f"#0b0b{number:02x}" for number in range(1, 9))
+STYLES = {**STYLE_OF, **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)}}
+"""Each model has a colour of its own; from the ninth on they come again."""
+MARKERS = "osD^vP*X"
+COLOUR_MAP = "RdYlGn"
+
+
+def colour_of(place: int) -> str:
+    """Name the page's variable for the colour of a model."""
+    return STYLES[SERIES[place % len(SERIES)]]
+
+
+def draw_lengths(results: Sequence[Results], group: str | None) -> str:
+    """Draw RULER against length, for all models, with the paper's lines dotted.
+
+    Args:
+        results: of the models.
+        group: a group of tasks; None: the mean of all of them.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        shown = {name_length(length): length for length in published.LENGTHS}
+        for paper in published.BY_LENGTH:
+            values = paper.tasks if group is None else paper.groups[group]
+            axes.plot(published.LENGTHS, values, color=SOFT, linewidth=0.8, linestyle=(0, (1, 2)))
+        for place, result in enumerate(results):
+            points = _points(result, group)
+            if points:
+                colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=1.8)
+                shown |= {name_length(length): length for length, _ in points}
+        axes.set(xscale="log", ylim=(-3, 103), xlabel="tokens", ylabel="score")
+        axes.set_xticks(sorted(shown.values()), [name_length(length) for length in sorted(shown.values())])
+        axes.minorticks_off()
+        axes.tick_params(axis="x", labelrotation=45 if len(shown) > 7 else 0)
+        axes.grid(axis="y", linewidth=0.4)
+
+    return render_svg(draw, f"RULER {group or 'mean'} by length", styles=STYLES)
+
+
+def _points(result: Results, group: str | None) -> list[tuple[int, float]]:
+    points = []
+    for length, summary in result.get("ruler", {}).get("lengths", {}).items():
+        value = summary["average_13"]["score"] if group is None else summary["groups"].get(group)
+        if value is not None:
+            points.append((int(length), value))
+    return points
+
+
+def draw_short(results: Sequence[Results]) -> str:
+    """Draw bars of the short tasks, the models side by side, with their standard errors."""
+    names = [name for name in SHORT_TASKS if any(name in result.get("short", {}) for result in results)]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        width = 0.8 / len(results)
+        for place, result in enumerate(results):
+            short = result.get("short", {})
+            for task, name in enumerate(names):
+                if name in short:
+                    axes.bar(
+                        task - 0.4 + width * (place + 0.5),
+                        short[name]["score"],
+                        width=0.92 * width,
+                        color=SERIES[place % len(SERIES)],
+                        yerr=short[name]["stderr"],
+                        ecolor=INK,
+                        error_kw={"linewidth": 0.8},
+                    )
+        axes.set_xticks(range(len(names)), [SHORT_TASKS[name].title for name in names])
+        axes.set(ylabel="accuracy", ylim=(0, 100))
+        axes.grid(axis="y", linewidth=0.4)
+
+    return render_svg(draw, "short-context accuracy", styles=STYLES)
+
+
+def draw_heatmap(result: Results) -> str:
+    """Draw how often needles were found by length and depth, for the page."""
+    name = result["model"]["name"]
+    needles = result["ruler"]["needles"]
+    wide = len({needle["length"] for needle in needles}) > 8
+    size = (2 * WIDTH if wide else WIDTH, HEIGHT + 0.6)
+    return render_svg(lambda figure: _heatmap(figure, needles, SOFT, LINE), f"needles of {name}", styles=STYLES, size=size)
+
+
+def heatmap_png(result: Results) -> bytes:
+    """Draw the same as a PNG."""
+    from matplotlib.figure import Figure
+
+    needles, name = result["ruler"]["needles"], result["model"]["name"]
+    lengths = len({needle["length"] for needle in needles})
+    figure = Figure(figsize=(max(5.0, 1.6 + 0.8 * lengths), 4.2), dpi=150, layout="constrained")
+    figure.suptitle(f"{name}: needles found, %")
+    _heatmap(figure, needles, "#444444", "#cccccc")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _heatmap(figure: Figure, needles: Sequence[Mapping[str, Any]], text: str, empty: str) -> None:
+    axes = figure.subplots()
+    lengths = sorted({needle["length"] for needle in needles})
+    columns = {length: place for place, length in enumerate(lengths)}
+    values = [[float("nan")] * len(lengths) for _ in range(DEPTH_BINS)]
+    for needle in needles:
+        values[round(needle["depth"] * DEPTH_BINS)][columns[needle["length"]]] = needle["found"]
+    mesh = axes.pcolormesh(values, cmap=COLOUR_MAP, vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
+    for needle in needles:
+        place = columns[needle["length"]] + 0.5, round(needle["depth"] * DEPTH_BINS) + 0.5
+        axes.text(*place, f"{needle['found']:.0f}", ha="center", va="center", fontsize=8, color="#1b1f24")
+    _label_heatmap(axes, lengths)
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=24, ticks=(0, 50, 100))
+    bar.outline.set_edgecolor(empty)
+    axes.xaxis.label.set_color(text)
+    axes.yaxis.label.set_color(text)
+
+
+def _label_heatmap(axes: Axes, lengths: Sequence[int]) -> None:
+    axes.invert_yaxis()
+    axes.set_xticks([place + 0.5 for place in range(len(lengths))], [name_length(length) for length in lengths])
+    axes.set_yticks([0, DEPTH_BINS / 2, DEPTH_BINS], ["start", "middle", "end"])
+    axes.set(xlabel="tokens", ylabel="depth of the needle")
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0)

@@ -1,0 +1,214 @@
+"""The report as a page: one file, no script, nothing fetched, every text escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from megatron_longpo.evaluation import ruler
+from megatron_longpo.evaluation.published import SOURCE
+from megatron_longpo.evaluation.report_drawings import colour_of, draw_heatmap, draw_lengths, draw_short
+from megatron_longpo.evaluation.tables import MARK, Results, Row, Table
+from megatron_longpo.generation.markup import Html, element
+from megatron_longpo.generation.report_page import POLICY
+from megatron_longpo.generation.report_style import CSS
+
+SERIES_CSS = """
+:root { --series-1: #1f6fc4; --series-2: #c2561a; --series-3: #2a8a57; --series-4: #8a4fbf; --series-5: #b8860b;
+  --series-6: #c2396f; --series-7: #2a8c99; --series-8: #6b7280; }
+@media (prefers-color-scheme: dark) { :root { --series-1: #6cb0f5; --series-2: #f0985f; --series-3: #62c792; --series-4: #c09af0;
+  --series-5: #e0b84c; --series-6: #f08ab4; --series-7: #6cc8d4; --series-8: #a2abb8; } }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 12px 0; }
+.legend i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
+tr.published td { color: var(--soft); }
+tr.published td:first-child { font-style: italic; }
+tr.published .tag { font-style: normal; font-size: .7rem; margin-left: 6px; padding: 0 7px; font-weight: 400; }
+.card + .card, .card + details { margin-top: 12px; }
+.error { color: var(--soft); font-size: .8em; }
+.warning { border-color: var(--rejected); }
+.sample-head { display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 8px; }
+"""
+TITLE = "Evaluation"
+LONGEST_SHOWN = 1500
+"""Characters of a question or an answer on the page."""
+
+
+def render_page(
+    results: Sequence[Results],
+    tables: Sequence[Table],
+    differences: Sequence[str],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> str:
+    """Build the page.
+
+    Args:
+        results: of the models.
+        tables: what `tables.make_tables` makes of them.
+        differences: warnings that models were asked otherwise.
+        samples: some of each model's samples, to read.
+    """
+    head = (
+        Html('<meta charset="utf-8">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+        element("title", TITLE),
+        element("style", Html(CSS + SERIES_CSS)),
+    )
+    published = f"Scores are percentages, ± one standard error. Rows marked {MARK} and dotted lines are the paper's ({SOURCE}): "
+    sections = (
+        element("h1", TITLE),
+        element("p", published + "they were not measured here, and prompts and texts differ.", class_="soft"),
+        *(element("p", text, class_="card warning") for text in differences),
+        _figures(results),
+        *_plots(results),
+        element("h2", "Tables"),
+        *(_table(table) for table in tables),
+        *_samples(samples),
+        element("h2", "The runs"),
+        *(_settings(result) for result in results),
+    )
+    body = element("body", element("main", *sections))
+    return f'<!doctype html>\n<html lang="en">{element("head", *head)}{body}</html>\n'
+
+
+def _figures(results: Sequence[Results]) -> Html:
+    """Show each model's most important numbers."""
+    shown = []
+    for place, result in enumerate(results):
+        name = element("span", _swatch(place), result["model"]["name"], class_="small")
+        for value, label in _headlines(result):
+            shown.append(
+                element("div", name, element("b", value), element("span", label, class_="soft small"), class_="card figure")
+            )
+    return element("div", *shown, class_="figures")
+
+
+def _headlines(result: Results) -> Iterator[tuple[str, str]]:
+    if "ruler" in result:
+        average = result["ruler"]["mean"]["average_13"]
+        if average:
+            yield (
+                f"{average['score']:.1f}",
+                f"RULER, mean of {len(average['covers'])} tasks over {len(result['ruler']['lengths'])} lengths",
+            )
+    if result.get("infinitebench", {}).get("average") is not None:
+        yield f"{result['infinitebench']['average']:.1f}", "InfiniteBench, mean of three"
+    if "mmlu" in result.get("short", {}):
+        yield f"{result['short']['mmlu']['score']:.1f}", "MMLU"
+
+
+def _swatch(place: int) -> Html:
+    return element(
+        "i", style=f"background: var({colour_of(place)}); display: inline-block; width: 10px; height: 10px; margin-right: 6px"
+    )
+
+
+def _legend(results: Sequence[Results]) -> Html:
+    entries = [element("span", _swatch(place), result["model"]["name"]) for place, result in enumerate(results)]
+    return element("div", *entries, class_="legend small")
+
+
+def _plots(results: Sequence[Results]) -> Iterator[Html]:
+    """Show what there is to plot."""
+    if any("ruler" in result for result in results):
+        yield element("h2", "Long context")
+        yield _legend(results)
+        drawings = [("Mean of the tasks", None), *((name, name) for name in ruler.GROUPS if _has_group(results, name))]
+        yield _grid([(title, draw_lengths(results, group)) for title, group in drawings])
+        heatmaps = [
+            (f"Needles found, %: {result['model']['name']}", draw_heatmap(result)) for result in results if _needles(result)
+        ]
+        if heatmaps:
+            yield element("h2", "Needles by length and depth")
+            yield _grid(heatmaps)
+    if any("short" in result for result in results):
+        yield element("h2", "Short context")
+        yield _legend(results)
+        yield _grid([("Accuracy", draw_short(results))])
+
+
+def _needles(result: Results) -> bool:
+    return bool(result.get("ruler", {}).get("needles"))
+
+
+def _has_group(results: Sequence[Results], name: str) -> bool:
+    return any(name in result.get("ruler", {}).get("mean", {}).get("groups", {}) for result in results)
+
+
+def _grid(drawings: Sequence[tuple[str, str]]) -> Html:
+    shown = [element("figure", element("h3", title), Html(svg), class_="card") for title, svg in drawings]
+    return element("div", *shown, class_="grid")
+
+
+def _table(table: Table) -> Html:
+    head = element("tr", element("th", ""), *(element("th", name, scope="col") for name in table.head))
+    rows = [_row(row) for row in table.rows]
+    note = element("p", table.note, class_="soft small") if table.note else None
+    content = element("div", element("table", head, *rows), class_="scroll")
+    if table.detail:
+        return element("details", element("summary", table.title), content, note, class_="card")
+    return element("div", element("h3", table.title), content, note, class_="card")
+
+
+def _row(row: Row) -> Html:
+    tag = element("span", MARK, class_="tag") if row.published else None
+    cells = []
+    for cell in row.cells:
+        if cell.value is None:
+            cells.append(element("td", "-", class_="soft"))
+        else:
+            error = element("span", f" ±{cell.error:.1f}", class_="error") if cell.error is not None else None
+            cells.append(element("td", f"{cell.value:.1f}", error))
+    named = {"class_": "published"} if row.published else {}
+    return element("tr", element("td", row.model, tag), *cells, **named)
+
+
+def _samples(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Html]:
+    """Show some samples of each model, folded."""
+    if any(samples.values()):
+        yield element("h2", "Samples")
+        yield element("p", "Of each task and length a right and a wrong answer, as far as there is room.", class_="soft small")
+    for model, rows in samples.items():
+        if rows:
+            shown = (_sample(row) for row in rows)
+            yield element("details", element("summary", f"{model}: {len(rows)} samples"), *shown, class_="card")
+
+
+def _sample(row: Mapping[str, Any]) -> Html:
+    tags = [row["task"], f"{row['length']:,} tokens" if "length" in row else "", f"score {100 * row['score']:.0f}"]
+    shown = [element("span", tag, class_="tag") for tag in tags if tag]
+    given = row.get("answer")
+    if given is None:  # a short task: the choice with the highest log-prob
+        best = max(range(len(row["logps"])), key=row["logps"].__getitem__)
+        given = row["choices"][best]
+    expected = row["expected"]
+    right = ", ".join(map(str, expected)) if isinstance(expected, list) else row["choices"][expected]
+    return element(
+        "section",
+        element("div", *shown, class_="sample-head"),
+        element("div", _shorten(row["question"]), class_="text question") if row["question"] else None,
+        element("div", element("span", "right: ", class_="soft"), _shorten(right), class_="text small"),
+        element("div", element("span", "given: ", class_="soft"), _shorten(given) or "(nothing)", class_="text small"),
+        class_="card",
+    )
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} [... {len(text) - LONGEST_SHOWN} characters more]"
+
+
+def _settings(result: Results) -> Html:
+    """Show a run's settings, folded."""
+    values = {"model": result["model"], "settings": result["settings"], "run": result["run"]}
+    rows = [element("tr", *(element("td", element("bdi", text)) for text in pair)) for pair in _flat(values)]
+    table = element("table", *rows, class_="settings small")
+    return element("details", element("summary", f"{result['model']['name']}: model, settings, versions"), table, class_="card")
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
