@@ -40,7 +40,8 @@ def download_package(folder: Path) -> Path:
     package = folder / DEB
     if not package.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _run(["apt-get", "download", "--quiet", PACKAGE], folder, f"or put {DEB} from {POOL} into {folder}")
+        cure = f"run apt-get update, or put {DEB} from {POOL} into {folder}"
+        _run(["apt-get", "download", "--quiet", PACKAGE], folder, cure)
     with package.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != DEB_SHA256:
@@ -58,7 +59,7 @@ def read_books(package: Path) -> dict[str, str]:
     from r_database import read_texts
 
     with tempfile.TemporaryDirectory(dir=package.parent) as folder:
-        _run(["dpkg-deb", "--extract", package.name, folder], package.parent, "or remove the file and run again")
+        _run(["dpkg-deb", "--extract", str(package), folder], Path(), "remove the file and run again")
         lines = read_texts(Path(folder) / DATABASE)
     if missing := [name for name in BOOKS if name not in lines]:
         raise UserError(f"{package}: has no {missing[0]!r}; remove the file and run again")
@@ -74,7 +75,7 @@ def _run(command: list[str], folder: Path, cure: str) -> None:
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg-deb: error"))]
         reason = (errors or done.stderr.strip().splitlines() or ["no message"])[0]
-        raise UserError(f"{what!r} failed ({reason}); run apt-get update, {cure}")
+        raise UserError(f"{what!r} failed ({reason}); {cure}")
 
 
 def cut_at_paragraphs(text: str, max_characters: int) -> Iterator[str]:

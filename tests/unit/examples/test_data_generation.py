@@ -2,7 +2,9 @@
 
 import collections
 import gzip
+import hashlib
 import itertools
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,6 +248,38 @@ def test_a_folder_is_made_once_again_for_another_job_and_never_over_another_s_fi
     (tmp_path / "own").mkdir()
     with pytest.raises(UserError, match="own: is there already"):
         fetch_books.is_done(tmp_path / "own", job)
+
+
+def write_package(folder: Path, texts: dict, name: str) -> Path:
+    """Write a Debian package with a database in it."""
+    database = folder / "root" / "usr" / "lib" / "R" / "site-library" / "janeaustenr" / "data"
+    database.mkdir(parents=True)
+    write_database(database, texts)
+    (folder / "root" / "DEBIAN").mkdir()
+    (folder / "root" / "DEBIAN" / "control").write_text(
+        "Package: made-up\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: made up\n"
+    )
+    (folder / "books.download").mkdir()
+    package = folder / "books.download" / name
+    subprocess.run(["dpkg-deb", "--build", folder / "root", package], check=True, capture_output=True)
+    return package
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+def test_a_package_becomes_text_files_below_the_folder_that_one_is_in(tmp_path, fetch_books, monkeypatch, capsys):
+    package = write_package(tmp_path, {name: ["", name.upper(), "", "Once.", ""] for name in fetch_books.BOOKS}, fetch_books.DEB)
+    monkeypatch.setattr(fetch_books, "DEB_SHA256", hashlib.sha256(package.read_bytes()).hexdigest())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fetch_books.py", "--output", "books", "--books", "emma", "persuasion"])
+    fetch_books.main()
+    assert {path.name: path.read_text() for path in (tmp_path / "books").glob("*.txt")} == {
+        "emma.txt": "EMMA\n\nOnce.\n",
+        "persuasion.txt": "PERSUASION\n\nOnce.\n",
+    }
+    assert [path.name for path in (tmp_path / "books.download").iterdir()] == [fetch_books.DEB], "what was unpacked is gone"
+    package.unlink()
+    fetch_books.main()
+    assert capsys.readouterr().out == "books: 2 text files of 12 to 18 characters\nbooks: done before\n"
 
 
 def stand_in(folder: Path, monkeypatch, shell: str | None) -> None:
