@@ -33,7 +33,7 @@ OTHER_SCRIPTS = [
     ("sbatch examples/slurm/convert.sbatch models/m checkpoints/m", "hf_to_mcore.py"),
     ("sbatch examples/slurm/convert.sbatch --export runs/m exported/m", "mcore_to_hf.py"),
     (
-        "sbatch examples/slurm/generate.sbatch books pairs.jsonl models/m 131072 'http://n1:8000/v1 http://n2:8000/v1' --verify filter",
+        "sbatch examples/slurm/generate.sbatch books pairs.jsonl models/m 131072 'http://n1/v1 http://n2/v1' --verify filter",
         "generate_preference_data.py",
     ),
     ("sbatch examples/slurm/preprocess.sbatch pairs.jsonl data/pairs models/m 131072", "preprocess_preference_data.py"),
