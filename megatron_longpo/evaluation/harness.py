@@ -10,12 +10,14 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from megatron_longpo.evaluation.answering import identify
 from megatron_longpo.evaluation.models import Model
@@ -28,6 +30,9 @@ REQUESTS_AT_ONCE = 64
 """Log-probs that are computed, and kept, together: what a killed run loses at most."""
 BATCH_SIZE = 8
 METRICS = ("acc", "acc_norm")
+TASK_FOLDER = Path(lm_eval.__file__).parent / "tasks"
+TASK_FOLDERS = ("mmlu/default", "arc", "hellaswag", "winogrande")
+"""Where lm-eval describes our tasks; reading all of its folders takes many seconds."""
 
 
 class KeptScores(LM):
@@ -81,10 +86,11 @@ def ask_harness(plan: Plan, model: Model, journal: Journal) -> ShortResult:
     inner = HFLM(pretrained=engine.model, tokenizer=model.tokenizer.tokenizer, batch_size=BATCH_SIZE)
     identity = identify({"engine": engine.describe(), "tokenizer": model.tokenizer_sha256, "harness": lm_eval.__version__})
     scores = KeptScores(inner, journal, identity, sys.stderr)
-    group = {"group": "megatron_longpo_short", "task": list(_tasks(plan))}
+    manager = TaskManager(include_defaults=False, include_path=[TASK_FOLDER / name for name in TASK_FOLDERS])
+    group = {"group": "megatron_longpo_short", "task": list(_tasks(plan, manager))}
     with contextlib.redirect_stderr(io.StringIO()):  # a bar for each subject
         try:
-            found = lm_eval.simple_evaluate(scores, tasks=[group], limit=plan.limit, bootstrap_iters=0, log_samples=True)
+            found = lm_eval.simple_evaluate(scores, tasks=[group], limit=plan.limit, bootstrap_iters=0, task_manager=manager)
         except Exception as error:
             reason = (str(error).strip() or "no message").splitlines()[0]
             raise UserError(
@@ -94,7 +100,7 @@ def ask_harness(plan: Plan, model: Model, journal: Journal) -> ShortResult:
     return _collect(plan, found)
 
 
-def _tasks(plan: Plan) -> Iterator[dict[str, Any]]:
+def _tasks(plan: Plan, manager: TaskManager) -> Iterator[dict[str, Any]]:
     """Describe lm-eval's own tasks with our data and number of examples."""
     for name in plan.short:
         few_shot = {"num_fewshot": TASKS[name].few_shot}
@@ -102,6 +108,8 @@ def _tasks(plan: Plan) -> Iterator[dict[str, Any]]:
             yield {"task": name, **few_shot} if name != "mmlu" else {"group": name, **few_shot}
         elif name == "mmlu":
             for subject, files in find_subjects(plan.short_data).items():
+                if f"mmlu_{subject}" not in manager.all_subtasks:
+                    raise UserError(f"{plan.short_data / 'mmlu' / subject}: {subject!r} is no subject of MMLU; take it away")
                 yield {"task": f"mmlu_{subject}", **few_shot, **_local(files)}
         else:
             yield {"task": name, **few_shot, **_local(find_data(plan.short_data, name))}
@@ -153,5 +161,5 @@ def _sample(name: str, part: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "prompt_sha256": hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest(),
         "choices": [tail + end for tail, end in zip(tails, continuations, strict=True)] if differ else continuations,
         "logps": [response[0] for response in row["filtered_resps"]],
-        "expected": row["target"],
+        "expected": int(row["doc"]["answer"]) - 1 if name == "winogrande" else int(row["target"]),
     }

@@ -166,3 +166,64 @@ def write_books(folder: Path, *, books: int = 2, words: int = 600) -> Path:
     for name, records in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
+
+
+def write_short_data(folder: Path, *, parquet: bool = False, asked: int = 4) -> Path:
+    """Write data of the short tasks' columns, as clones of their repositories (Parquet) or as one file a split (JSON Lines)."""
+    rng = random.Random(9)
+    words = ("amber", "river", "stone", "lamp", "mill", "north", "harbour", "bridge")
+
+    def sentence(length: int = 6) -> str:
+        return " ".join(rng.choices(words, k=length)).capitalize()
+
+    def four(length: int) -> list[str]:
+        found: dict[str, None] = {}
+        while len(found) < 4:
+            found[sentence(length)] = None
+        return list(found)
+
+    def mmlu(number: int) -> dict[str, Any]:
+        return {
+            "question": f"{sentence()}?",
+            "subject": "s",
+            "choices": four(2),
+            "answer": rng.randrange(4),
+        }
+
+    def arc(number: int) -> dict[str, Any]:
+        choices = {"text": four(2), "label": list("ABCD")}
+        return {"id": str(number), "question": f"{sentence()}?", "choices": choices, "answerKey": rng.choice("ABCD")}
+
+    def hellaswag(number: int) -> dict[str, Any]:
+        endings = four(4)
+        start, end = sentence(), sentence(2)
+        return {
+            "ind": number, "activity_label": "Sailing", "ctx_a": start, "ctx_b": end, "ctx": f"{start} {end}", "endings": endings,
+            "source_id": "x", "split": "val", "split_type": "indomain", "label": str(rng.randrange(4)),
+        }  # fmt: skip
+
+    def winogrande(number: int) -> dict[str, Any]:
+        first, second = rng.sample(words, 2)
+        text = f"The {first} is by the {second}, and the _ is old."
+        return {"sentence": text, "option1": first, "option2": second, "answer": rng.choice("12")}
+
+    benchmarks: list[tuple[str, str, Callable[[int], dict[str, Any]], dict[str, int]]] = [
+        ("mmlu/anatomy", "mmlu/anatomy", mmlu, {"dev": 5, "test": asked}),
+        ("mmlu/virology", "mmlu/virology", mmlu, {"dev": 5, "test": asked - 2}),
+        ("arc_challenge", "ai2_arc/ARC-Challenge", arc, {"train": 30, "test": asked}),
+        ("hellaswag", "hellaswag/data", hellaswag, {"train": 12, "validation": asked}),
+        ("winogrande", "winogrande/winogrande_xl", winogrande, {"train": 8, "validation": asked}),
+    ]
+    for plain, cloned, make, splits in benchmarks:
+        place = folder / (cloned if parquet else plain)
+        place.mkdir(parents=True)
+        for split, count in splits.items():
+            rows = [make(number) for number in range(count)]
+            if parquet:
+                import pyarrow
+                import pyarrow.parquet
+
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / f"{split}-00000-of-00001.parquet")
+            else:
+                (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
