@@ -12,9 +12,9 @@ from megatron_longpo.evaluation.sources import Sources
 from megatron_longpo.evaluation.text import Haystack, draw_name
 
 NUM_COMMON = 10
-REPEATS, SHORT_REPEATS, SHORT_BELOW = (30, 3), (6, 1), 4096
-"""How often a common and any other word comes. Prompts below 4096 tokens take the second pair, as lm-eval does: the first alone
-would fill them."""
+REPEATS = {4096: (30, 3), 1024: (6, 1), 0: (4, 1)}
+"""How often a common and any other word comes, from which length on. RULER has the first pair, which would overflow short prompts;
+lm-eval has the second one there."""
 EXAMPLE_REPEATS, EXAMPLE_OTHERS = (3, 1), 10
 
 NUM_FREQUENT = 3
@@ -41,7 +41,7 @@ class CommonWordsTask:
     def make(self, sources: Sources, length: int, index: int) -> Sample:
         """Make a sample; see `sources.Task`."""
         budget = length - self.answer_tokens
-        repeats = SHORT_REPEATS if length < SHORT_BELOW else REPEATS
+        repeats = next(pair for least, pair in REPEATS.items() if length >= least)
         rng = sources.random(self.name, length, index)
         order = rng.getrandbits(64)
         singles = rng.sample(sources.haystack.vocabulary, len(sources.haystack.vocabulary))

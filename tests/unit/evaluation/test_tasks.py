@@ -207,7 +207,7 @@ def test_variable_tracking_shows_a_solved_example_first_where_there_is_room(task
 # --- counting
 
 
-@pytest.mark.parametrize(("length", "often", "seldom"), [(1024, 6, 1), (6000, 30, 3)])
+@pytest.mark.parametrize(("length", "often", "seldom"), [(800, 4, 1), (1024, 6, 1), (6000, 30, 3)])
 def test_ten_common_words_come_often_and_all_others_seldom(tasks, sources, length, often, seldom):
     sample = make(tasks["cwe"], sources, length)
     listed = sample.message.rsplit("The list:", 1)[-1].rsplit("\n\n", 1)[0]
