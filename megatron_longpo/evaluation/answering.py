@@ -99,6 +99,8 @@ def answer_all(
     from tqdm import tqdm
 
     failures = Failures()
+    if not requests:
+        return failures
 
     def ask(group: Sequence[Request]) -> None:
         samples = [request.make() for request in group]

@@ -13,8 +13,8 @@ from megatron_longpo.evaluation.text import Haystack, draw_name
 
 NUM_COMMON = 10
 REPEATS = {4096: (30, 3), 1024: (6, 1), 0: (4, 1)}
-"""How often a common and any other word comes, from which length on. RULER has the first pair, which would overflow short prompts;
-lm-eval has the second one there."""
+"""How often a common and any other word comes, from which length on. RULER has the first pair, which would overflow short
+prompts; lm-eval has the second one there."""
 EXAMPLE_REPEATS, EXAMPLE_OTHERS = (3, 1), 10
 
 NUM_FREQUENT = 3

@@ -11,6 +11,8 @@ from megatron_longpo.evaluation.infinitebench import BOOK_TASKS, load_books
 from megatron_longpo.evaluation.plan import SHORT_NAMES, SUITES, TASK_NAMES, Plan, select_tasks
 from megatron_longpo.evaluation.reading import load_hotpotqa, load_squad
 from megatron_longpo.evaluation.ruler import NAMES, QA_TASKS, make_tasks
+from megatron_longpo.evaluation.scoring import load_rouge, rouge_lsum
+from megatron_longpo.evaluation.short import check_harness
 from megatron_longpo.evaluation.text import load_haystack
 from megatron_longpo.utils.errors import UserError
 
@@ -152,9 +154,9 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     if short and arguments.short_data is None and not arguments.allow_hub:
         raise UserError("--tasks short: give --short-data DIR, or --allow-hub to get the data from the hub")
     if short:
-        from megatron_longpo.evaluation.short import check_harness
-
         check_harness()
+    if any(task.score is rouge_lsum for task in books):
+        load_rouge()
     return Plan(
         seed=arguments.seed,
         lengths=sorted(set(arguments.lengths)),

@@ -60,12 +60,17 @@ def rouge_lsum(answer: str, expected: Sequence[str]) -> float:
     Raises:
         UserError: the package ``rouge_score`` is absent.
     """
-    scorer = _rouge_scorer()
+    scorer = load_rouge()
     return max(float(scorer.score(one, answer)["rougeLsum"].fmeasure) for one in expected)
 
 
 @functools.cache
-def _rouge_scorer() -> Any:
+def load_rouge() -> Any:
+    """Make the scorer of summaries.
+
+    Raises:
+        UserError: the package ``rouge_score`` is absent.
+    """
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as error:

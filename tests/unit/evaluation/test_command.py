@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_longpo.evaluation import short
+from megatron_longpo.evaluation import scoring, short
 from megatron_longpo.evaluation.models import name_places
 from megatron_longpo.evaluation.plan import TASK_NAMES, select_tasks
 from megatron_longpo.utils.errors import UserError
@@ -162,6 +162,15 @@ def test_short_tasks_say_which_package_they_lack(run, tiny, tmp_path, monkeypatc
     monkeypatch.setattr(short.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"lm-eval, which is not installed: pip install 'megatron-longpo\[eval\]'"):
         run("--model", tiny, "--tasks", "short", "--short-data", tmp_path, "--output", tmp_path)
+
+
+def test_summaries_say_which_package_they_lack_before_anything_is_asked(run, tiny, tmp_path, monkeypatch):
+    scoring.load_rouge.cache_clear()
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    flags = ("--infinitebench", write_books(tmp_path / "books"), "--output", tmp_path / "out")
+    with pytest.raises(UserError, match=r"scored by rouge_score, but .* is not installed: pip install 'megatron-longpo\[eval\]'"):
+        run("--model", tiny, "--tasks", "en_sum", *flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_short_tasks_and_a_server_do_not_go_together(run, tiny, tmp_path):
