@@ -73,7 +73,8 @@ class Asker:
         answers = {place: Completion(**self._journal.read(key)) for place, key in enumerate(keys) if key in self._journal}
         self._count(known=len(answers))
         messages, seeds = [request.message for request in requests], [request.seed for request in requests]
-        for group in engine.complete(messages, sampling, seeds, done=frozenset(answers)):
+        for found in engine.complete(messages, sampling, seeds, done=frozenset(answers)):
+            group = {place: answer for place, answer in found.items() if place not in answers}  # a batch may have known rows
             good = {place: answer for place, answer in group.items() if answer.finish_reason != "failed"}
             if good:
                 self._journal.append({keys[place]: dataclasses.asdict(answer) for place, answer in good.items()})

@@ -96,3 +96,17 @@ def test_scores_are_kept_too(tmp_path: Path) -> None:
         assert asker.score(engine, REQUESTS[:2], ["four", "seven77"]) == [-4.0, -7.0]
         assert len(engine.asked) == 2
         assert asker.score(engine, REQUESTS[:1], ["other"]) == [-5.0]
+
+
+def test_a_known_answer_stays_when_its_batch_is_run_again(tmp_path: Path) -> None:
+    class Drifting(BatchEngine):
+        def reply(self, message: str, seed: int) -> Completion:
+            return Completion(f"answer {len(self.asked)}", "stop", 3)
+
+    with Journal(tmp_path / "journal") as journal:
+        asker, engine = Asker(journal), Drifting()
+        [first] = asker.complete(engine, REQUESTS[:1], SAMPLING)
+        both = asker.complete(engine, REQUESTS[:2], SAMPLING)
+        assert both[0] == first
+        assert both[1] != first
+        assert asker.complete(engine, REQUESTS[:2], SAMPLING) == both
