@@ -10,7 +10,7 @@ from megatron_longpo.evaluation import published
 from megatron_longpo.evaluation.scores import DEPTH_BINS
 from megatron_longpo.evaluation.short import TASKS as SHORT_TASKS
 from megatron_longpo.evaluation.tables import Results, name_length
-from megatron_longpo.generation.svg import HEIGHT, INK, LINE, SOFT, STYLE_OF, WIDTH, render_svg
+from megatron_longpo.generation.svg import HEIGHT, INK, SOFT, STYLE_OF, WIDTH, render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,9 @@ SERIES = tuple(f"#0b0b{number:02x}" for number in range(1, 9))
 STYLES = {**STYLE_OF, **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)}}
 """Each model has a colour of its own; from the ninth on they come again."""
 MARKERS = "osD^vP*X"
-COLOUR_MAP = "RdYlGn"
+COLOUR_MAP = "viridis"
+DARK_BELOW = 55
+"""Cells of fewer percent are dark in this map, and have white text."""
 
 
 def colour_of(place: int) -> str:
@@ -99,7 +101,7 @@ def draw_heatmap(result: Results) -> str:
     needles = result["ruler"]["needles"]
     wide = len({needle["length"] for needle in needles}) > 8
     size = (2 * WIDTH if wide else WIDTH, HEIGHT + 0.6)
-    return render_svg(lambda figure: _heatmap(figure, needles, SOFT, LINE), f"needles of {name}", styles=STYLES, size=size)
+    return render_svg(lambda figure: _heatmap(figure.subplots(), needles), f"needles of {name}", styles=STYLES, size=size)
 
 
 def heatmap_png(result: Results) -> bytes:
@@ -110,14 +112,15 @@ def heatmap_png(result: Results) -> bytes:
     lengths = len({needle["length"] for needle in needles})
     figure = Figure(figsize=(max(5.0, 1.6 + 0.8 * lengths), 4.2), dpi=150, layout="constrained")
     figure.suptitle(f"{name}: needles found, %")
-    _heatmap(figure, needles, "#444444", "#cccccc")
+    axes = figure.subplots()
+    figure.colorbar(_heatmap(axes, needles), ax=axes, shrink=0.8, aspect=24, ticks=(0, 50, 100))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _heatmap(figure: Figure, needles: Sequence[Mapping[str, Any]], text: str, empty: str) -> None:
-    axes = figure.subplots()
+def _heatmap(axes: Axes, needles: Sequence[Mapping[str, Any]]) -> Any:
+    """Draw a cell for each length and tenth of the depth, with its number in it."""
     lengths = sorted({needle["length"] for needle in needles})
     columns = {length: place for place, length in enumerate(lengths)}
     values = [[float("nan")] * len(lengths) for _ in range(DEPTH_BINS)]
@@ -126,12 +129,10 @@ def _heatmap(figure: Figure, needles: Sequence[Mapping[str, Any]], text: str, em
     mesh = axes.pcolormesh(values, cmap=COLOUR_MAP, vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
     for needle in needles:
         place = columns[needle["length"]] + 0.5, round(needle["depth"] * DEPTH_BINS) + 0.5
-        axes.text(*place, f"{needle['found']:.0f}", ha="center", va="center", fontsize=8, color="#1b1f24")
+        colour = "#ffffff" if needle["found"] < DARK_BELOW else "#1b1f24"
+        axes.text(*place, f"{needle['found']:.0f}", ha="center", va="center", fontsize=8, color=colour)
     _label_heatmap(axes, lengths)
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=24, ticks=(0, 50, 100))
-    bar.outline.set_edgecolor(empty)
-    axes.xaxis.label.set_color(text)
-    axes.yaxis.label.set_color(text)
+    return mesh
 
 
 def _label_heatmap(axes: Axes, lengths: Sequence[int]) -> None:

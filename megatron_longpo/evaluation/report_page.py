@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron_longpo.evaluation import ruler
-from megatron_longpo.evaluation.published import SOURCE
+from megatron_longpo.evaluation.published import BY_LENGTH, SOURCE
 from megatron_longpo.evaluation.report_drawings import colour_of, draw_heatmap, draw_lengths, draw_short
 from megatron_longpo.evaluation.tables import MARK, Results, Row, Table
 from megatron_longpo.generation.markup import Html, element
@@ -19,12 +19,15 @@ SERIES_CSS = """
   --series-6: #c2396f; --series-7: #2a8c99; --series-8: #6b7280; }
 @media (prefers-color-scheme: dark) { :root { --series-1: #6cb0f5; --series-2: #f0985f; --series-3: #62c792; --series-4: #c09af0;
   --series-5: #e0b84c; --series-6: #f08ab4; --series-7: #6cc8d4; --series-8: #a2abb8; } }
+.grid { grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 12px 0; }
 .legend i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
 tr.published td { color: var(--soft); }
 tr.published td:first-child { font-style: italic; }
 tr.published .tag { font-style: normal; font-size: .7rem; margin-left: 6px; padding: 0 7px; font-weight: 400; }
-.card + .card, .card + details { margin-top: 12px; }
+main > .card + .card, details .card { margin-top: 12px; }
+td:first-child { min-width: 9em; }
+.tag { white-space: nowrap; }
 .error { color: var(--soft); font-size: .8em; }
 .warning { border-color: var(--rejected); }
 .sample-head { display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 8px; }
@@ -104,8 +107,10 @@ def _swatch(place: int) -> Html:
     )
 
 
-def _legend(results: Sequence[Results]) -> Html:
+def _legend(results: Sequence[Results], *, dotted: bool) -> Html:
     entries = [element("span", _swatch(place), result["model"]["name"]) for place, result in enumerate(results)]
+    if dotted:
+        entries.append(element("span", f"dotted: {MARK}, {', '.join(paper.model for paper in BY_LENGTH)}", class_="soft"))
     return element("div", *entries, class_="legend small")
 
 
@@ -113,7 +118,7 @@ def _plots(results: Sequence[Results]) -> Iterator[Html]:
     """Show what there is to plot."""
     if any("ruler" in result for result in results):
         yield element("h2", "Long context")
-        yield _legend(results)
+        yield _legend(results, dotted=True)
         drawings = [("Mean of the tasks", None), *((name, name) for name in ruler.GROUPS if _has_group(results, name))]
         yield _grid([(title, draw_lengths(results, group)) for title, group in drawings])
         heatmaps = [
@@ -124,7 +129,7 @@ def _plots(results: Sequence[Results]) -> Iterator[Html]:
             yield _grid(heatmaps)
     if any("short" in result for result in results):
         yield element("h2", "Short context")
-        yield _legend(results)
+        yield _legend(results, dotted=False)
         yield _grid([("Accuracy", draw_short(results))])
 
 
@@ -158,7 +163,7 @@ def _row(row: Row) -> Html:
         if cell.value is None:
             cells.append(element("td", "-", class_="soft"))
         else:
-            error = element("span", f" ±{cell.error:.1f}", class_="error") if cell.error is not None else None
+            error = element("span", f" ±{cell.error:.1f}", class_="error") if cell.error else None
             cells.append(element("td", f"{cell.value:.1f}", error))
     named = {"class_": "published"} if row.published else {}
     return element("tr", element("td", row.model, tag), *cells, **named)

@@ -17,7 +17,10 @@ MARK = "published"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A percentage with its standard error; no value where there is none."""
+    """A percentage with its standard error; no value where there is none.
+
+    An error of 0 is not shown: it says that samples were alike, of which a few tell little.
+    """
 
     value: float | None
     error: float | None = None
@@ -26,7 +29,7 @@ class Cell:
         """Write it with one decimal."""
         if self.value is None:
             return "-"
-        return f"{self.value:.1f}" if self.error is None else f"{self.value:.1f} ±{self.error:.1f}"
+        return f"{self.value:.1f}" if not self.error else f"{self.value:.1f} ±{self.error:.1f}"
 
 
 @dataclasses.dataclass(frozen=True)
