@@ -50,10 +50,9 @@ def load_squad(path: Path) -> QuestionSet:
             numbers = [texts.setdefault(paragraph["context"], len(texts)) for paragraph in article["paragraphs"]]
             for number, paragraph in zip(numbers, article["paragraphs"], strict=True):
                 near = tuple(dict.fromkeys(other for other in numbers if other != number))
-                for entry in paragraph["qas"]:
-                    if not entry.get("is_impossible", False):
-                        answers = tuple(dict.fromkeys(str(answer["text"]) for answer in entry["answers"]))
-                        questions.append(Question(str(entry["question"]), answers, (number,), near))
+                for entry in paragraph["qas"]:  # those that 2.0 calls impossible have no answers
+                    answers = tuple(dict.fromkeys(str(answer["text"]) for answer in entry["answers"]))
+                    questions.append(Question(str(entry["question"]), answers, (number,), near))
 
     return _load(path, "--squad", "SQuAD", read, texts, questions)
 

@@ -29,7 +29,8 @@ NOISE = (
 SENTENCE_END = re.compile(r"[.!?][\"')\]\u2019\u201d]*$")
 WORD = re.compile(r"(?<![\w'\u2019-])[a-z]{4,10}(?![\w'\u2019-])")
 ROOT_LETTERS = 5
-FEWEST_WORDS, FEWEST_TEXT = 200, 2000
+FEWEST_WORDS, FEWEST_TEXT = 500, 2000
+"""Enough for a quarter of a million names."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,6 +110,7 @@ class Reader:
         gives_up_after: answers after which it raises; None: never.
         fails: parts of messages that get no answer.
         name: what it is known by.
+        calls: how often it was asked something.
     """
 
     reply: Callable[[str], str] = read_out
@@ -119,10 +120,12 @@ class Reader:
     name: str = "reader"
     group_size: int = 3
     concurrency: int = 1
+    calls: int = 0
 
     def complete(
         self, messages: Sequence[str], sampling: Sampling, seeds: Sequence[int], done: Collection[int] = ()
     ) -> Iterator[dict[int, Completion]]:
+        self.calls += 1
         for place in (place for place in range(len(messages)) if place not in done):
             if self.gives_up_after is not None and len(self.asked) >= self.gives_up_after:
                 raise UserError("the server is out")

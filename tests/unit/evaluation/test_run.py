@@ -59,7 +59,7 @@ def test_a_second_run_asks_nothing_and_gives_the_same_files(plan, tokenizer, tmp
     before = {name: (tmp_path / name).read_bytes() for name in ("samples.jsonl", "journal.jsonl")}
     engine = Reader()
     results = evaluate(plan, model_of(tokenizer, engine), tmp_path)
-    assert engine.asked == []
+    assert engine.calls == 0
     assert results["run"]["known"] == 2 * 2 * 13
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 

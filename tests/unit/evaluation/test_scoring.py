@@ -45,6 +45,7 @@ def test_reading_alone_takes_any_answer():
 def test_a_line_break_does_not_hide_an_answer():
     assert holds_all("it is\x0012,\n 34", ["12", "34"]) == 1.0
     assert holds_all("12", ["12", "34"]) == 0.5
+    assert holds_all("12\x0034", ["1234"]) == harness_score(harness_ruler.process_results, "12\x0034", ["1234"]) == 0.0
 
 
 # --- InfiniteBench
@@ -54,6 +55,11 @@ def test_a_line_break_does_not_hide_an_answer():
 def test_word_f1_is_lm_evals(answer, expected):
     harness = harness_infinitebench.process_results_qa_en({"answer": expected}, [answer])["score"]
     assert word_f1(answer, expected) == pytest.approx(harness, abs=1e-12)
+
+
+def test_case_punctuation_and_articles_do_not_count():
+    assert word_f1("The Amber, a RIVER!", ["amber river"]) == 1.0
+    assert word_f1("amber", ["amber river"]) == pytest.approx(2 / 3)
 
 
 def test_punctuation_goes_before_articles():

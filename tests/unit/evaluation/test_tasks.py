@@ -11,7 +11,7 @@ from megatron_longpo.evaluation.needles import NEEDLE_TASKS
 from megatron_longpo.evaluation.reading import load_hotpotqa, load_squad
 from megatron_longpo.evaluation.sample import NoRoomError, fill, join_message
 from megatron_longpo.evaluation.sources import Sources
-from megatron_longpo.evaluation.text import NOISE, load_haystack
+from megatron_longpo.evaluation.text import NOISE, Haystack, load_haystack
 from megatron_longpo.utils.errors import UserError
 from tests.support.evaluation import write_hotpotqa, write_squad
 
@@ -154,6 +154,12 @@ def test_the_haystack_is_noise_a_text_or_other_needles(sources):
         assert len({line.split()[-3] for line in lines}) == len(lines) > 5, "names differ"
 
 
+def test_names_differ_even_when_there_are_few_words(sources):
+    few = Sources(count=sources.count, haystack=Haystack("few", sources.haystack.vocabulary[:30] * 100), seed=7)
+    lines = haystack_of(make(NEEDLES["niah_multikey_2"], few, 6000)).split("\n")
+    assert len({line.split()[4] for line in lines}) == len(lines) > 200
+
+
 @pytest.mark.parametrize("name", [task.name for task in NEEDLE_TASKS])
 def test_a_recorded_depth_is_where_the_needle_stands(sources, name):
     sample = make(NEEDLES[name], sources, 2000)
@@ -242,6 +248,14 @@ def test_coded_words_come_as_a_zeta_distribution_has_it(sources, length):
     assert ranked[3] > ranked[4]
     for rank, count in enumerate(ranked[:4], start=1):
         assert count == pytest.approx(ranked[0] / rank**2, abs=1.0)
+
+
+def test_the_shortest_coded_text_still_has_three_words_that_come_most_often(sources):
+    with pytest.raises(NoRoomError) as caught:
+        make(FrequentWordsTask(), sources, 80)
+    sample = make(FrequentWordsTask(), sources, caught.value.needed + 64)
+    ranked = [count for _, count in collections.Counter(sample.message.split("\n\n")[1].split()).most_common()]
+    assert ranked[3] > ranked[4]
 
 
 # --- reading
@@ -346,5 +360,6 @@ def test_the_averages_are_the_papers():
 def test_averages_say_what_they_cover():
     scores = dict.fromkeys(ruler.NAMES[:-2], 50.0)
     assert ruler.average_tasks(scores).missing == ruler.QA_TASKS
+    assert ruler.average_tasks(scores).value == ruler.average_three(scores).value == 50.0
     assert ruler.average_three(scores).covers == ("NIAH", "VT")
     assert ruler.average_three({"cwe": 1.0}) is None
