@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import re
 
 import pytest
@@ -251,9 +252,10 @@ def test_coded_words_come_as_a_zeta_distribution_has_it(sources, length):
 
 
 def test_the_shortest_coded_text_still_has_three_words_that_come_most_often(sources):
-    with pytest.raises(NoRoomError) as caught:
-        make(FrequentWordsTask(), sources, 80)
-    sample = make(FrequentWordsTask(), sources, caught.value.needed + 64)
+    for length in range(100, 500):
+        with contextlib.suppress(NoRoomError):
+            sample = make(FrequentWordsTask(), sources, length)
+            break
     ranked = [count for _, count in collections.Counter(sample.message.split("\n\n")[1].split()).most_common()]
     assert ranked[3] > ranked[4]
 
@@ -318,7 +320,7 @@ def test_a_file_of_questions_that_is_none_is_refused_in_one_line(tmp_path, conte
 
 
 def test_a_folder_of_texts_is_a_haystack_and_what_is_too_short_is_refused(tmp_path, sources):
-    words = " ".join(sources.haystack.words[:3000])
+    words = " ".join(sources.haystack.words[:20000])
     (tmp_path / "b.txt").write_text("Second part. " + words)
     (tmp_path / "a.txt").write_text("First part. " + words)
     (tmp_path / "c.bin").write_bytes(b"\xff\xfe")
