@@ -104,6 +104,7 @@ def main() -> None:
         plan = read_plan(arguments)
         for model in open_models(arguments):
             evaluate(plan, model, arguments.output / model.name)
+            del model  # before the next one is loaded
     for line in write_reports(arguments.output):
         print(line)
 
