@@ -18,6 +18,8 @@ By servers (vLLM, SGLang, llama.cpp, Ollama), straight to a tokenised dataset:
 from __future__ import annotations
 
 import argparse
+import os
+from typing import Any
 
 from megatron_longpo.generation.options import add_arguments, read_settings
 from megatron_longpo.utils.errors import UserError, run_command
@@ -54,14 +56,32 @@ def preprocess_pairs(arguments: argparse.Namespace) -> None:
     from megatron_longpo.data.tokenizer import TokenizerSpec
 
     tokenizer = TokenizerSpec(str(arguments.tokenizer_model or arguments.model))
+    workers = len(os.sched_getaffinity(0))
     options = PreprocessOptions(
         inputs=(str(arguments.output),),
         output_prefix=arguments.dataset_prefix,
         tokenizer=tokenizer,
         seq_length=arguments.seq_length,
+        workers=workers,
+        overwrite=arguments.overwrite,
     )
     manifest, _ = preprocess(options)
     print("\n".join([f"{arguments.dataset_prefix}:", *summary_lines(manifest)]))
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse flags that cannot work together.
+
+    Raises:
+        UserError: so.
+    """
+    for name in ("merge", "max_documents"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.shard != "0/1" and (arguments.merge or arguments.dataset_prefix):
+        raise UserError("--shard works on a part; give --merge and --dataset-prefix to a run of their own, without it")
+    if arguments.dataset_prefix and not (arguments.tokenizer_model or arguments.model):
+        raise UserError("--dataset-prefix needs --tokenizer-model, also with --merge")
 
 
 def main() -> None:
@@ -75,18 +95,19 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     settings = read_settings(arguments)
-    if arguments.dataset_prefix and arguments.shard != "0/1":
-        raise UserError("--dataset-prefix goes with the whole output, not with one --shard; give it with --merge")
+    check_arguments(arguments)
 
     from megatron_longpo.generation.dry_run import Silent, dry_run
-    from megatron_longpo.generation.engines import build_generator, load_tokenizer
+    from megatron_longpo.generation.engines import build_generator, load_question_maker, load_tokenizer
     from megatron_longpo.generation.pipeline import Generator
     from megatron_longpo.generation.run import beside, generate, merge
 
     job = make_job(arguments)
     if arguments.dry_run:
         positions = max(settings.seq_length, arguments.context_length or 0)
-        generator = Generator(Silent(), Silent(), load_tokenizer(arguments), positions, settings)  # type: ignore[arg-type]
+        questions = load_question_maker(arguments.question_generator)
+        silent: Any = Silent()
+        generator = Generator(silent, silent, load_tokenizer(arguments), positions, settings, *questions)
         for line in dry_run(job, generator):
             print(line)
         return

@@ -99,11 +99,11 @@ def open_server(name: str | None, urls: Sequence[str], tokenizer_folder: Path, l
         UserError: it cannot be reached, or does not serve the model.
     """
     from megatron_longpo.generation.http_server import HttpServer, Limits
-    from megatron_longpo.generation.server_engine import ServerEngine
+    from megatron_longpo.generation.server_engine import ServerEngine, ServerPool
 
     tokenizer, limited = ChatTokenizer.load(tokenizer_folder), Limits(**limits)
     servers = [HttpServer(url, limited, options.get("api_key")) for url in urls]
-    engine = ServerEngine(servers, tokenizer, model=options.get("model"), limits=limited, extra=options.get("extra"))
+    engine = ServerEngine(ServerPool(servers, limited), tokenizer, model=options.get("model"), extra=options.get("extra"))
     return Model(
         name=name or re.sub(r"[^\w.@+-]+", "-", engine.model).strip("-") or "server",
         tokenizer=tokenizer,

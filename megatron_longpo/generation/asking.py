@@ -6,8 +6,9 @@ import collections
 import dataclasses
 import hashlib
 import json
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from megatron_longpo.generation.engine import Completion, Engine
 from megatron_longpo.generation.journal import Journal
@@ -69,7 +70,7 @@ class Asker:
         Raises:
             UserError: the engine gives up.
         """
-        keys = [_key(request, dataclasses.asdict(sampling), engine) for request in requests]
+        keys = [_key(request, dataclasses.asdict(sampling), engine.describe()) for request in requests]
         answers = {place: Completion(**self._journal.read(key)) for place, key in enumerate(keys) if key in self._journal}
         self._count(known=len(answers))
         messages, seeds = [request.message for request in requests], [request.seed for request in requests]
@@ -79,36 +80,48 @@ class Asker:
             if good:
                 self._journal.append({keys[place]: dataclasses.asdict(answer) for place, answer in good.items()})
             for place in group.keys() - good.keys():
-                self._fail(requests[place].step, group[place])
+                self._fail(requests[place].step, group[place].error)
             self._count(requests=len(group), tokens=sum(answer.num_tokens for answer in group.values()))
             answers |= group
         return [answers[place] for place in range(len(requests))]
 
-    def score(self, engine: Engine, requests: Sequence[Request], answers: Sequence[str]) -> list[float]:
-        """Score answers to requests' messages; see `Engine.score`.
+    def score(self, engine: Engine, request: Request, answer: str) -> float | None:
+        """Score an answer to a request's message; see `Engine.score`.
 
         Raises:
             UserError: the engine cannot.
         """
-        keys = [_key(request, answer, engine) for request, answer in zip(requests, answers, strict=True)]
-        if not all(key in self._journal for key in keys):
-            scores = engine.score([request.message for request in requests], answers)
-            self._journal.append(dict(zip(keys, scores, strict=True)))
-            self._count(requests=len(requests))
-        return [self._journal.read(key) for key in keys]
+        key = _key(request, answer, engine.describe())
+        if key not in self._journal:
+            score = engine.score(request.message, answer)
+            self._count(requests=1)
+            if score is None:
+                self._fail(request.step, "no log-probs of this prompt")
+                return None
+            self._journal.append({key: score if math.isfinite(score) else None})
+        found: float | None = self._journal.read(key)
+        return found
+
+    def once(self, request: Request, how: object, make: Callable[[], list[str]]) -> list[str]:
+        """Return what ``make`` made of a request, which it is asked for once; ``how`` is all else that it depends on."""
+        key = _key(request, how, None)
+        if key not in self._journal:
+            self._journal.append({key: make()})
+        made: list[str] = self._journal.read(key)
+        return made
 
     def _count(self, **numbers: int) -> None:
         with self._lock:
             for name, number in numbers.items():
                 setattr(self.usage, name, getattr(self.usage, name) + number)
 
-    def _fail(self, step: Step, answer: Completion) -> None:
+    def _fail(self, step: Step, error: str) -> None:
         self._count(failed=1)
         self.failures[step.document_id] += 1  # a document is worked on by one thread
-        self.first_error = self.first_error or f"{step.name} of chunk {step.chunk} of {step.document_id!r}: {answer.error}"
+        self.first_error = self.first_error or f"{step.name} of chunk {step.chunk} of {step.document_id!r}: {error}"
 
 
-def _key(request: Request, how: object, engine: Engine) -> str:
-    content = json.dumps([request.message, request.seed, how, engine.describe()], sort_keys=True)
+def _key(request: Request, how: object, engine: object) -> str:
+    content = json.dumps([request.message, request.seed, how, engine], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:32]
     return f"{request.step.document_id}/{request.step.chunk}/{request.step.name}/{digest}"

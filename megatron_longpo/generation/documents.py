@@ -15,6 +15,8 @@ from megatron_longpo.utils.errors import UserError
 ID_COLUMNS = ("document_id", "id")
 """Where a document's id is looked for if no column is named."""
 
+MAX_ID_LENGTH = 4096
+"""As preprocessing has it."""
 METADATA_COLUMN = "metadata"
 AUTO_DOMAIN = "auto"
 """The domain that a text file's suffix stands for."""
@@ -107,6 +109,8 @@ class DocumentSource:
                     f"{record.where}: the id {document.document_id!r} is that of document {first} too; make ids unique, or name "
                     f"another column with --id-column"
                 )
+            if len(document.document_id) > MAX_ID_LENGTH:
+                raise UserError(f"{record.where}: the id has {len(document.document_id)} characters, {MAX_ID_LENGTH} are allowed")
             yield document
         if not seen:
             raise UserError(f"{self.path}: no documents in it; it has no records")

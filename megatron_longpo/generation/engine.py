@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,8 +67,8 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, messages: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """Sum the log-probs of each answer and the token that ends it, in nats, after its message.
+    def score(self, message: str, answer: str) -> float | None:
+        """Sum the log-probs of an answer and the token that ends it, in nats, after a message; None if the request fails.
 
         Raises:
             UserError: the engine cannot.
@@ -90,6 +92,11 @@ class ChatTokenizer:
         if tokenizer.is_fast:  # a folder may have stored them
             tokenizer.backend_tokenizer.no_padding()
             tokenizer.backend_tokenizer.no_truncation()
+        fast = tokenizer.is_fast
+        state = json.loads(tokenizer.backend_tokenizer.to_str()) if fast else sorted(tokenizer.get_vocab().items())
+        described = json.dumps([state, tokenizer.chat_template, str(tokenizer.special_tokens_map)], sort_keys=True)
+        self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+        """SHA-256 of all that decides how a conversation becomes tokens."""
         self._lock = threading.Lock()  # the library's tokenizers lend their state to one thread at a time
 
     @classmethod
@@ -103,9 +110,9 @@ class ChatTokenizer:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the library raises whatever its parsers raise
             raise UserError(
-                f"{path}: no tokenizer could be read ({str(error).splitlines()[0]}); give a Hugging Face folder"
+                f"{path}: no tokenizer could be read ({(str(error).splitlines() or [type(error).__name__])[0]}); give a Hugging Face folder"
             ) from None
         if not tokenizer.chat_template:
             raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja to the folder")

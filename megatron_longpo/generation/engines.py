@@ -44,7 +44,9 @@ def build_generator(arguments: argparse.Namespace, settings: GenerationSettings,
         short, long, positions = _vllm(arguments, tokenizer)
     else:
         short, long, positions = _transformers(arguments, tokenizer)
-    make_questions, questions_by = _load_question_maker(arguments.question_generator)
+    if arguments.documents_per_group < 1:
+        raise UserError("--documents-per-group must be at least 1")
+    make_questions, questions_by = load_question_maker(arguments.question_generator)
     return Generator(short, long, tokenizer, positions, settings, make_questions, questions_by)
 
 
@@ -75,7 +77,7 @@ def _vllm(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[Engi
 
 def _servers(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[Engine, Engine, int]:
     from megatron_longpo.generation.http_server import HttpServer, Limits
-    from megatron_longpo.generation.server_engine import ServerEngine
+    from megatron_longpo.generation.server_engine import ServerEngine, ServerPool
 
     extra = _parse_extra(arguments.request_extra)
     for name in ("concurrency", "request_timeout"):
@@ -86,15 +88,14 @@ def _servers(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[E
     limits = Limits(concurrency=arguments.concurrency, timeout=arguments.request_timeout, max_retries=arguments.max_retries)
     key = os.environ.get(arguments.api_key_variable)
 
-    def engine(urls: list[str], base: float | None) -> ServerEngine:
-        servers = [HttpServer(url, limits, key) for url in urls]
-        return ServerEngine(servers, tokenizer, model=arguments.served_model, limits=limits, rotary_base=base, extra=extra)
+    def engine(urls: list[str]) -> ServerEngine:
+        pool = ServerPool([HttpServer(url, limits, key) for url in urls], limits)
+        return ServerEngine(pool, tokenizer, model=arguments.served_model, extra=extra)
 
-    short = engine(arguments.server, None)
-    if arguments.long_server is None and arguments.rotary_base is None:
-        long = short
-    else:
-        long = engine(arguments.long_server or arguments.server, arguments.rotary_base)
+    short = engine(arguments.server)
+    long = engine(arguments.long_server) if arguments.long_server else short
+    if arguments.rotary_base is not None:
+        long = long.with_rotary_base(arguments.rotary_base)
     return short, long, arguments.context_length or arguments.seq_length
 
 
@@ -108,7 +109,7 @@ def _parse_extra(text: str) -> dict[str, Any]:
     return extra
 
 
-def _load_question_maker(place: str | None) -> tuple[QuestionMaker | None, str]:
+def load_question_maker(place: str | None) -> tuple[QuestionMaker | None, str]:
     """Load ``FILE.py:FUNCTION``; the name that is recorded has a hash of the file."""
     if place is None:
         return None, "model"
@@ -119,6 +120,8 @@ def _load_question_maker(place: str | None) -> tuple[QuestionMaker | None, str]:
         function = runpy.run_path(str(path)).get(name)
     except OSError as error:
         raise UserError(f"--question-generator {place}: {error.strerror}; give FILE.py:FUNCTION") from None
+    except Exception as error:  # it is the user's code
+        raise UserError(f"--question-generator {place}: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise UserError(f"--question-generator {place}: the file has no function {name!r}")
 

@@ -15,6 +15,8 @@ from megatron_longpo.utils.errors import UserError
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses that another try may change."""
+OUT = frozenset({429, 503, 529})
+"""Of these, what says that the server has too much to do, whatever the request."""
 CONFIGURATION = frozenset({401, 403, 404, 405})
 """Statuses that say that the server is not set up for us: no request would fare better."""
 CONNECT_SECONDS = 10.0
@@ -25,10 +27,16 @@ LONGEST_WAIT_SECONDS = 300.0
 class TryAgainError(Exception):
     """A request failed in a way that may pass."""
 
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        """Say what happened, and for how many seconds the server asks to be left alone, if it does."""
+    def __init__(self, message: str, *, is_out: bool = False, wait: float | None = None) -> None:
+        """Say what happened.
+
+        Args:
+            message: what.
+            is_out: the server as a whole cannot answer now; otherwise it may be this request alone.
+            wait: for how many seconds the server asks to be left alone.
+        """
         super().__init__(message)
-        self.wait = wait
+        self.is_out, self.wait = is_out, wait
 
 
 class RefusedError(Exception):
@@ -92,7 +100,9 @@ class HttpServer:
             with self._client.stream(method, f"{self.url}/{path}", json=payload) as response:
                 body = self._read(response, deadline, max_bytes)
         except httpx2.HTTPError as error:
-            raise TryAgainError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from None
+            is_out = isinstance(error, httpx2.NetworkError | httpx2.ConnectTimeout)
+            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise TryAgainError(said, is_out=is_out) from None
         except (httpx2.InvalidURL, UnicodeError) as error:
             raise UserError(f"{self.url}: not a URL ({error}); give one such as http://localhost:8000/v1") from None
         self._check(response, body)
@@ -120,7 +130,8 @@ class HttpServer:
         if status in CONFIGURATION:
             raise UserError(f"{self.url}: {said}; check --server, --served-model and the API key")
         if status in RETRIED:
-            raise TryAgainError(said, _retry_after(response.headers.get("Retry-After")))
+            wait = _retry_after(response.headers.get("Retry-After"))
+            raise TryAgainError(said, is_out=status in OUT or wait is not None, wait=wait)
         raise RefusedError(said)
 
 

@@ -114,6 +114,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         metavar="PREFIX",
         help="also tokenise the pairs to an indexed dataset, as preprocess_preference_data.py",
     )
+    group.add_argument("--overwrite", action="store_true", help="replace another dataset at --dataset-prefix")
 
 
 def _add_cutting(group: argparse._ArgumentGroup) -> None:

@@ -160,9 +160,13 @@ class Generator:
         for (work, chunk), (questions, problem) in zip(asked, self._candidates(asked, asker), strict=True):
             lengths = self.tokenizer.count_tokens(questions)
             pairs = zip(questions, lengths, strict=True)
-            usable = [(text, length) for text, length in pairs if length <= settings.max_question_tokens]
+            usable = [
+                (text, length)
+                for text, length in pairs
+                if length <= settings.max_question_tokens and not self.tokenizer.find_special_token(text)
+            ]
             if not usable:
-                work.drops["chunk: question too long" if questions else f"chunk: {problem}"] += 1
+                work.drops["chunk: question too long, or with a special token" if questions else f"chunk: {problem}"] += 1
                 continue
             rng = derive_random(settings.seed, work.document_id, chunk.index, "choice")
             lead_in, (question, length) = rng.choice(settings.lead_ins), rng.choice(usable)
@@ -182,7 +186,9 @@ class Generator:
             if work.document.questions:
                 found[place] = self._given(work, chunk), "no question"
             elif self.make_questions is not None:
-                made = self.make_questions(work.text_of(chunk), settings.num_questions, seed)
+                made = self._make_questions(
+                    Request(Step(work.document_id, chunk.index, "questions"), work.text_of(chunk), seed), asker
+                )
                 found[place] = [text for text in made if text.strip()], "no question of the question generator"
             elif self._fits(message, settings.question_sampling.max_new_tokens):
                 requests[place] = Request(Step(work.document_id, chunk.index, "questions"), message, seed)
@@ -194,6 +200,11 @@ class Generator:
             questions = parse_questions(output.text, finished=output.finish_reason == "stop")
             found[place] = questions, "request failed" if failed else "no question in the model's output"
         return [found[place] for place in range(len(asked))]
+
+    def _make_questions(self, request: Request, asker: Asker) -> list[str]:
+        number, make = self.settings.num_questions, self.make_questions
+        assert make is not None
+        return asker.once(request, [self.questions_by, number], lambda: list(make(request.message, number, request.seed)))
 
     def _answer_from_document(self, work: Work, asker: Asker) -> None:
         """Complete the turns that have a chosen answer with a rejected one."""
@@ -215,7 +226,7 @@ class Generator:
     def _judge_chosen(self, items: list[checks.Item], asker: Asker) -> list[checks.Item]:
         if self.settings.verify == "off":
             return items
-        verdicts = checks.judge_chosen(asker, self.short, self.settings.prompts, items)
+        verdicts = checks.judge_chosen(asker, self.short, self.settings.prompts, items, self._fits)
         judged = [
             (work, dataclasses.replace(turn, verified_chosen=verdict))
             for (work, turn), verdict in zip(items, verdicts, strict=True)
@@ -226,7 +237,7 @@ class Generator:
     def _judge_pairs(self, items: list[checks.Item], asker: Asker) -> list[checks.Item]:
         if self.settings.verify == "off":
             return items
-        verdicts = checks.judge_pairs(asker, self.short, self.settings.prompts, items)
+        verdicts = checks.judge_pairs(asker, self.short, self.settings.prompts, items, self._fits)
         judged = [
             (work, dataclasses.replace(turn, verified_better=verdict))
             for (work, turn), verdict in zip(items, verdicts, strict=True)
@@ -238,13 +249,15 @@ class Generator:
         settings = self.settings
         if settings.logprob_margin == "off":
             return items
-        margins = checks.logprob_margins(asker, self.short, items)
         weighed = [
-            (work, dataclasses.replace(turn, logprob_margin=margin)) for (work, turn), margin in zip(items, margins, strict=True)
+            (work, dataclasses.replace(turn, logprob_margin=checks.logprob_margin(asker, self.short, work, turn)))
+            for work, turn in items
         ]
         least = settings.min_logprob_margin
         reason = "log-prob margin below --min-logprob-margin"
-        return self._keep(weighed, settings.logprob_margin, lambda turn: (turn.logprob_margin or 0.0) >= least, reason)
+        return self._keep(
+            weighed, settings.logprob_margin, lambda turn: turn.logprob_margin is None or turn.logprob_margin >= least, reason
+        )
 
     @staticmethod
     def _keep(items: list[checks.Item], mode: str, is_good: Callable[[Turn], bool], reason: str) -> list[checks.Item]:
@@ -263,6 +276,8 @@ class Generator:
             reason: str | None = "request failed"
         elif not answer.text:
             reason = "empty answer"
+        elif self.tokenizer.find_special_token(answer.text):
+            reason = "text has a special token"
         else:
             reason = check_answer(
                 answer.text,
@@ -303,6 +318,7 @@ class Generator:
         """Return the settings and engines that made a record, as JSON values."""
         return {
             **describe_settings(self.settings),
+            "tokenizer": self.tokenizer.fingerprint,
             "context_length": self.context_length,
             "questions_by": self.questions_by,
             "short": self.short.describe(),

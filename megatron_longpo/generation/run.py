@@ -97,14 +97,15 @@ def generate(job: Job, generator: Generator) -> Summary:
     generator.document_budget()
     described = generator.describe() | {"lead_ins": list(generator.settings.lead_ins)}
     fingerprint = _hash(described)
-    keys = [_key(fingerprint, document) for document in job.documents()]
     output = job.share_of_output
+    _check_place(output)
+    keys = [_key(fingerprint, document) for document in job.documents()]
     started = time.monotonic()
     with Journal(beside(output, "journal")) as journal:
         asker = Asker(journal)
         if RUN not in journal or journal.read(RUN)["fingerprint"] != fingerprint:
             journal.append({RUN: {"fingerprint": fingerprint, "settings": described}})
-        resumed = sum(key in journal for key in keys)
+        resumed = sum(_is_done(job, journal, key) for key in keys)
         failed = _work(job, generator, keys, asker, journal)
         if failed:
             raise UserError(
@@ -121,6 +122,7 @@ def merge(job: Job, count: int) -> Summary:
     Raises:
         UserError: a shard's journal is missing or was made with other settings, or a document is not done.
     """
+    _check_place(job.output)
     with ExitStack() as stack:
         paths = [beside(Shard(index, count).path(job.output), "journal") for index in range(count)]
         journals = [stack.enter_context(Journal(path, read_only=True)) for path in paths]
@@ -142,11 +144,12 @@ def _work(job: Job, generator: Generator, keys: Sequence[str], asker: Asker, jou
     def make(group: list[tuple[str, Document]]) -> list[Outcome]:
         return list(generator.make_records([document for _, document in group], asker))
 
-    started, resumed = time.monotonic(), sum(key in journal for key in keys)
+    started, resumed = time.monotonic(), sum(_is_done(job, journal, key) for key in keys)
     with tqdm(total=len(keys), initial=resumed, unit="document", desc="generate", disable=None) as bar:
-        groups = _groups(zip(keys, job.documents(), strict=True), engine.group_size, journal)
+        groups = _groups(job, keys, engine.group_size, journal)
         for group, outcomes in in_threads(make, groups, engine.concurrency):
-            found = {key: outcome for (key, _), outcome in zip(group, outcomes, strict=True) if key not in journal}
+            pairs = zip(group, outcomes, strict=True)
+            found = {key: outcome for (key, _), outcome in pairs if not _is_done(job, journal, key)}
             done = {key: outcome for key, outcome in found.items() if job.allow_failed or not outcome.failed}
             journal.append({key: dataclasses.asdict(outcome) for key, outcome in done.items()})
             undone += len(found) - len(done)
@@ -156,11 +159,35 @@ def _work(job: Job, generator: Generator, keys: Sequence[str], asker: Asker, jou
     return undone
 
 
-def _groups(work: Iterator[tuple[str, Document]], size: int, journal: Journal) -> Iterator[list[tuple[str, Document]]]:
-    """Consecutive documents, without the groups that are done."""
+def _is_done(job: Job, journal: Journal, key: str) -> bool:
+    """Whether a document needs no more work. One that lacks answers is done only for a run that goes on without them."""
+    return key in journal and (job.allow_failed or not journal.read(key)["failed"])
+
+
+def _groups(job: Job, keys: Sequence[str], size: int, journal: Journal) -> Iterator[list[tuple[str, Document]]]:
+    """Consecutive documents, without the groups that are done.
+
+    Raises:
+        UserError: the documents are others than they were when the run began.
+    """
+    fingerprint = journal.read(RUN)["fingerprint"]
+    work = itertools.zip_longest(keys, job.documents())
     while group := list(itertools.islice(work, size)):
-        if not all(key in journal for key, _ in group):
+        for key, document in group:
+            if key is None or document is None or _key(fingerprint, document) != key:
+                raise UserError(f"{job.source.path}: changed while it was read; run the command again")
+        if not all(_is_done(job, journal, key) for key, _ in group):
             yield group
+
+
+def _check_place(output: Path) -> None:
+    """Refuse an output that could not be written, before any work is done."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}; give a file in a folder") from None
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; give a file")
 
 
 def _write(job: Job, output: Path, journals: Sequence[Journal], fingerprint: str, resumed: int, run: dict[str, Any]) -> Summary:
@@ -173,7 +200,10 @@ def _write(job: Job, output: Path, journals: Sequence[Journal], fingerprint: str
         for place, document in enumerate(job.documents()):
             journal, key = journals[place % len(journals)], _key(fingerprint, document)
             if key not in journal:
-                raise UserError(f"{journal.path}: document {document.document_id!r} is not done; run that shard again")
+                raise UserError(
+                    f"{journal.path}: document {document.document_id!r} is not done; run that shard again, with the same "
+                    "documents, columns and --domain as here"
+                )
             outcome = Outcome(**journal.read(key))
             documents += 1
             drops.update(outcome.drops)
@@ -204,7 +234,7 @@ def _write_files(paths: Sequence[Path], write: Callable[..., None]) -> None:
 
 
 def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _read_lines(path: Path) -> Iterator[Any]:

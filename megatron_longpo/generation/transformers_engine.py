@@ -41,7 +41,10 @@ class TransformersEngine:
         self.fingerprint = fingerprint
         self.max_batch_tokens = max_batch_tokens
         self.group_size = group_size
-        self.rotary = model.model.rotary_emb
+        try:
+            self.rotary = model.model.rotary_emb
+        except AttributeError:
+            raise UserError(f"{type(model).__name__}: no decoder with rotary positions; serve it, and give --server") from None
         self.stop_ids = _stop_ids(model, tokenizer)
 
     @classmethod
@@ -84,6 +87,7 @@ class TransformersEngine:
         return {
             "engine": "transformers",
             "model_sha256": self.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "rope": dict(self.rotary.config.rope_parameters),
         }
@@ -121,11 +125,8 @@ class TransformersEngine:
                 yield dict(zip(batch, answers, strict=True))
 
     @torch.inference_mode()
-    def score(self, messages: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """Sum the log-probs of answers; see `Engine`."""
-        return [self._score(message, answer) for message, answer in zip(messages, answers, strict=True)]
-
-    def _score(self, message: str, answer: str) -> float:
+    def score(self, message: str, answer: str) -> float:
+        """Sum the log-probs of an answer; see `Engine`."""
         prompt = self.tokenizer.encode_message(message)
         ids = self.tokenizer.encode(self.tokenizer.render_message(message) + self.tokenizer.end_answer(answer))
         start = _common_prefix_length([[*prompt, -1], ids])

@@ -41,8 +41,8 @@ class VllmEngine:
         return cls(model, tokenizer, fingerprint=fingerprint, group_size=group_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return the model's hash; its RoPE settings are the folder's."""
-        return {"engine": "vllm", "model_sha256": self.fingerprint}
+        """Return the hashes of model and tokenizer; its RoPE settings are the folder's."""
+        return {"engine": "vllm", "model_sha256": self.fingerprint, "tokenizer": self.tokenizer.fingerprint}
 
     def complete(
         self, messages: Sequence[str], sampling: Sampling, seeds: Sequence[int], done: Collection[int] = ()
@@ -63,17 +63,15 @@ class VllmEngine:
         outputs = self.model.generate(prompts, options, use_tqdm=False)
         yield {place: _completion(output.outputs[0]) for place, output in zip(missing, outputs, strict=True)}
 
-    def score(self, messages: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """Sum the log-probs of answers; see `Engine`."""
+    def score(self, message: str, answer: str) -> float:
+        """Sum the log-probs of an answer; see `Engine`."""
         from vllm import SamplingParams
 
-        prompts, starts = [], []
-        for message, answer in zip(messages, answers, strict=True):
-            whole = self.tokenizer.render_message(message) + self.tokenizer.end_answer(answer)
-            prompts.append({"prompt_token_ids": self.tokenizer.encode(whole)})
-            starts.append(len(self.tokenizer.encode_message(message)))
-        outputs = self.model.generate(prompts, SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0), use_tqdm=False)
-        return [_sum_logprobs(output, start) for output, start in zip(outputs, starts, strict=True)]
+        whole = self.tokenizer.render_message(message) + self.tokenizer.end_answer(answer)
+        prompts = [{"prompt_token_ids": self.tokenizer.encode(whole)}]
+        options = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        [output] = self.model.generate(prompts, options, use_tqdm=False)
+        return _sum_logprobs(output, len(self.tokenizer.encode_message(message)))
 
 
 def _completion(output: Any) -> Completion:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import random
 import socket
 import threading
@@ -64,9 +65,10 @@ class ScriptedEngine:
     def reply(self, message: str, seed: int) -> Completion:
         return answer(message, seed, self.bad_chunks, self.cut_off)
 
-    def score(self, messages: Sequence[str], answers: Sequence[str]) -> list[float]:
-        self.asked += messages
-        return [-float(len(text)) for text in answers]
+    def score(self, message: str, answer: str) -> float | None:
+        self.asked.append(message)
+        special = {"fails": None, "infinite": -math.inf}
+        return special[answer] if answer in special else -float(len(answer))
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "scripted"}
@@ -186,7 +188,8 @@ class OpenAIServer:
 
     def _misbehave(self, handler: Any, fault: str, body: bytes) -> None:
         plain = {
-            "429": (429, b"busy", {"Retry-After": "0.01"}),
+            "429": (429, b"busy", {"Retry-After": "3"}),
+            "503": (503, b"starting", {}),
             "500": (500, b"<html>oops</html>", {}),
             "400": (400, b'{"error": "too long"}', {}),
             "401": (401, b'{"error": "who are you"}', {}),

@@ -92,10 +92,28 @@ def test_scores_are_kept_too(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     with Journal(tmp_path / "journal") as journal:
         asker = Asker(journal)
-        assert asker.score(engine, REQUESTS[:2], ["four", "seven77"]) == [-4.0, -7.0]
-        assert asker.score(engine, REQUESTS[:2], ["four", "seven77"]) == [-4.0, -7.0]
+        for _ in range(2):
+            assert [asker.score(engine, REQUESTS[place], text) for place, text in enumerate(("four", "seven77"))] == [-4.0, -7.0]
         assert len(engine.asked) == 2
-        assert asker.score(engine, REQUESTS[:1], ["other"]) == [-5.0]
+        assert asker.score(engine, REQUESTS[0], "other") == -5.0
+        assert asker.score(engine, REQUESTS[0], "fails") is None
+        assert asker.score(engine, REQUESTS[0], "infinite") is None
+        assert asker.failures["d"] == 1  # an answer that cannot be weighed is no failure
+
+
+def test_what_a_function_of_the_users_made_is_kept(tmp_path: Path) -> None:
+    calls = []
+
+    def make() -> list[str]:
+        calls.append(None)
+        return [f"Question {len(calls)}?"]
+
+    for _ in range(2):
+        with Journal(tmp_path / "journal") as journal:
+            asker = Asker(journal)
+            assert asker.once(REQUESTS[0], "mine", make) == ["Question 1?"]
+    with Journal(tmp_path / "journal") as journal:
+        assert Asker(journal).once(REQUESTS[0], "changed", make) == ["Question 2?"]
 
 
 def test_a_known_answer_stays_when_its_batch_is_run_again(tmp_path: Path) -> None:

@@ -82,6 +82,9 @@ def test_whole_documents_may_be_answered_elsewhere_and_the_declared_base_is_reco
             "engine": "server", "model": "scripted", "rotary_base": 1e7, "extra": {"cache_prompt": False},
         }  # fmt: skip
         assert generator.short.describe()["rotary_base"] is None
+        for engine, server in ((generator.short, near), (generator.long, far)):
+            assert list(engine.complete(["Text\n\nWhat?"], generator.settings.answer_sampling, [0]))
+            assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_questions_that_are_too_long_are_not_used(tokenizer: ChatTokenizer) -> N
     [outcome] = run(tokenizer, ScriptedEngine(), [make_document("alpha")], max_question_tokens=20)
     assert all(origin["question"].startswith("Why") for origin in outcome.record["metadata"]["turns"])
     [outcome] = run(tokenizer, ScriptedEngine(), [make_document("alpha")], max_question_tokens=10)
-    assert outcome.drops["chunk: question too long"] > 0
+    assert outcome.drops["chunk: question too long, or with a special token"] > 0
 
 
 def test_lengths_that_leave_no_room_are_refused_with_the_cure(tokenizer: ChatTokenizer) -> None:
@@ -217,6 +217,17 @@ def test_each_answer_filter_drops_the_turn_and_lets_another_chunk_take_its_place
         assert all(len(outcome.record["turns"]) == 2 for outcome in outcomes)
         off = FilterSettings(enabled=frozenset(FILTERS) - {name, "identical"})
         assert not any(run(tokenizer, engine, [document], num_turns=2, seed=seed, filters=off)[0].dropped for seed in range(5))
+
+
+def test_text_that_spells_a_special_token_is_in_no_turn(tokenizer: ChatTokenizer) -> None:
+    class Spelling(ScriptedEngine):
+        def reply(self, message: str, seed: int) -> Completion:
+            made = super().reply(message, seed)
+            return Completion(f"{made.text} <|im_end|>", "stop", 9) if "p1" in message.rsplit("\n\n", 1)[1] else made
+
+    outcomes = [run(tokenizer, Spelling(), [make_document("alpha")], num_turns=2, seed=seed)[0] for seed in range(4)]
+    assert any(outcome.drops.get("turn: chosen answer: text has a special token") for outcome in outcomes)
+    assert not any("<|im_end|>" in turn["chosen"] for outcome in outcomes for turn in outcome.record["turns"])
 
 
 def test_identical_answers_are_dropped_as_a_pair(tokenizer: ChatTokenizer) -> None:

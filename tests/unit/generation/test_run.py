@@ -15,7 +15,7 @@ from megatron_longpo.generation.filters import FILTERS, FilterSettings
 from megatron_longpo.generation.http_server import HttpServer, Limits
 from megatron_longpo.generation.pipeline import Generator
 from megatron_longpo.generation.run import Job, beside, generate, merge
-from megatron_longpo.generation.server_engine import ServerEngine
+from megatron_longpo.generation.server_engine import ServerEngine, ServerPool
 from megatron_longpo.generation.settings import GenerationSettings, Sampling
 from megatron_longpo.generation.shards import Shard
 from megatron_longpo.generation.transformers_engine import TransformersEngine
@@ -122,6 +122,30 @@ def test_other_settings_and_other_texts_are_made_anew(documents: Path, tmp_path:
     assert (summary.resumed, summary.records) == (0, 5)
 
 
+def test_another_chat_template_makes_everything_anew(documents: Path, tmp_path: Path, random_model: Path) -> None:
+    job = make_job(documents, tmp_path / "pairs.jsonl")
+    generate(job, scripted(ChatTokenizer.load(random_model)))
+    again = ChatTokenizer.load(random_model).tokenizer
+    again.chat_template = again.chat_template.replace("user", "human").replace("<|im_start|>", "<|im_start|> ")
+    other = ChatTokenizer(again)
+    assert other.fingerprint != ChatTokenizer.load(random_model).fingerprint
+    assert generate(job, scripted(other)).resumed == 0
+
+
+def test_documents_that_change_while_they_are_read_end_the_run(
+    documents: Path, tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(documents, tmp_path / "pairs.jsonl")
+    first = list(job.documents())
+    grown = dataclasses.replace(first[3], text="Now " + first[3].text)
+    for later in ([*first[:3], grown, first[4]], first[:-1], [*first, dataclasses.replace(grown, document_id="d9")]):
+        readings = iter([first, later])
+        monkeypatch.setattr(DocumentSource, "read", lambda self, readings=readings: iter(next(readings)))
+        with pytest.raises(UserError, match=r"documents.jsonl: changed while it was read"):
+            generate(job, scripted(tokenizer, ScriptedEngine(group_size=1)))
+        assert not job.output.exists()
+
+
 def test_answers_serve_other_settings_that_ask_the_same(documents: Path, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     engine, job = ScriptedEngine(), make_job(documents, tmp_path / "pairs.jsonl")
     generate(job, scripted(tokenizer, engine))
@@ -163,7 +187,8 @@ def test_a_shard_that_is_not_done_is_not_merged(documents: Path, tmp_path: Path,
 
 def serve(tokenizer: ChatTokenizer, *servers: OpenAIServer, concurrency: int = 2, max_retries: int = 12) -> ServerEngine:
     limits = Limits(concurrency=concurrency, timeout=5.0, max_retries=max_retries)
-    return ServerEngine([HttpServer(server.url, limits) for server in servers], tokenizer, limits=limits, wait=lambda _: None)
+    pool = ServerPool([HttpServer(server.url, limits) for server in servers], limits, wait=lambda _: None)
+    return ServerEngine(pool, tokenizer)
 
 
 def test_the_output_does_not_depend_on_concurrency_servers_or_faults(

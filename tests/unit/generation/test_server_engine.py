@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from megatron_longpo.generation.engine import ChatTokenizer, Completion
 from megatron_longpo.generation.http_server import HttpServer, Limits
-from megatron_longpo.generation.server_engine import ServerEngine
+from megatron_longpo.generation.server_engine import MOST_FAILURES, ServerEngine, ServerPool
 from megatron_longpo.generation.settings import Sampling
 from megatron_longpo.generation.threads import in_threads
 from megatron_longpo.generation.transformers_engine import TransformersEngine
@@ -34,8 +35,10 @@ def tokenizer(random_model: Path) -> ChatTokenizer:
 
 
 def connect(tokenizer: ChatTokenizer, *servers: OpenAIServer, limits: Limits = LIMITS, **options: Any) -> ServerEngine:
-    options = {"wait": lambda seconds: None, **options}
-    return ServerEngine([HttpServer(server.url, limits) for server in servers], tokenizer, limits=limits, **options)
+    wait = options.pop("wait", lambda seconds: None)
+    return ServerEngine(
+        ServerPool([HttpServer(server.url, limits) for server in servers], limits, wait=wait), tokenizer, **options
+    )
 
 
 def messages(number: int) -> list[str]:
@@ -137,15 +140,49 @@ def test_a_server_that_dies_leaves_its_work_to_the_others(tokenizer: ChatTokeniz
     good.close()
 
 
+def test_one_bad_request_does_not_hold_up_the_others(tokenizer: ChatTokenizer) -> None:
+    pauses: dict[str, list[float]] = {}
+
+    def wait(seconds: float) -> None:
+        pauses.setdefault(threading.current_thread().name, []).append(seconds)
+
+    asked = messages(12)
+    with OpenAIServer(faults=lambda message, tries: "null" if message == asked[3] else None) as server:
+        found = ask(connect(tokenizer, server, wait=wait), asked)
+    assert [completion.finish_reason for completion in found].count("failed") == 1
+    assert len(pauses) == 1  # the thread of the bad request
+
+
+def test_servers_that_are_gone_for_good_end_the_run(tokenizer: ChatTokenizer) -> None:
+    asked = messages(40)
+    with OpenAIServer(faults=lambda message, tries: "503" if len(server.answered) >= 5 else None) as server:
+        engine = connect(tokenizer, server, limits=Limits(concurrency=1, max_retries=1))
+        groups, found = engine.complete(asked, SAMPLING, [0] * 40), {}
+        with pytest.raises(UserError, match=rf"{MOST_FAILURES} requests in a row got no answer .*HTTP 503.*goes on"):
+            found.update(answer for group in groups for answer in group.items())
+    assert [completion.finish_reason for completion in found.values()].count("stop") == 5
+    assert len(server.asked) == 5 + 2 * MOST_FAILURES
+
+
+def test_the_first_request_about_a_text_goes_ahead_of_the_others(tokenizer: ChatTokenizer) -> None:
+    texts = ["Document one. " * 400, "Document two. " * 400]
+    asked = [f"{text}\n\nQuestion {number}?" for text in texts for number in range(4)]
+    with OpenAIServer(delay=0.1) as server:
+        assert ask(connect(tokenizer, server, limits=Limits(concurrency=8)), asked) == expected(asked)
+        order = [payload["messages"][0]["content"] for payload in server.asked]
+    assert set(order[:2]) == {asked[0], asked[4]}
+    assert server.most_at_once == 6
+
+
 def test_retry_after_is_obeyed_and_pauses_grow(tokenizer: ChatTokenizer) -> None:
-    for fault, least in (("429", [0.0] * 4), ("500", [0.25, 0.5, 1.0, 2.0])):
+    for fault, least in (("429", [3.0] * 4), ("500", [0.25, 0.5, 1.0, 2.0])):
         pauses: list[float] = []
         with OpenAIServer(faults=lambda message, tries, fault=fault: fault if tries < 4 else None) as server:
             [found] = ask(connect(tokenizer, server, wait=pauses.append), ["Text\n\nWhat?"])
         assert found == answer("Text\n\nWhat?", 0)
         pauses = [round(pause, 1) for pause in pauses]
         if fault == "429":
-            assert max(pauses, default=0) <= 0.1  # the server has asked for a hundredth of a second
+            assert all(2.5 < pause <= 3.0 for pause in pauses)  # as the server has asked for
         else:
             assert all(low <= pause + 0.1 and pause <= 2 * low + 0.1 for low, pause in zip(least, pauses, strict=True))
 
@@ -205,7 +242,10 @@ def test_any_text_is_an_answer(tokenizer: ChatTokenizer, content: str) -> None:
         assert ask(connect(tokenizer, server), ["What?"]) == [Completion(content.strip(), "length", 3)]
 
 
-def test_bodies_with_anything_in_them_never_break_the_reader(tokenizer: ChatTokenizer) -> None:
+def test_bodies_with_anything_in_them_never_break_the_reader(
+    tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_longpo.generation.server_engine.MOST_FAILURES", 10_000)
     rng = random.Random(0)
     values: list[Any] = [None, 3, "text", [], {}, [None], [3], {"message": None}, True, "\ud800"]
     good = json.loads(OpenAIServer._body(Completion("fine", "stop", 1)))
@@ -241,9 +281,9 @@ def test_the_model_is_found_or_asked_for(tokenizer: ChatTokenizer) -> None:
             connect(tokenizer, several, other, model="two")
     gone = HttpServer(f"http://127.0.0.1:{free_port()}/v1", LIMITS)
     with pytest.raises(UserError, match="no OpenAI-compatible server, or not ready"):
-        ServerEngine([gone], tokenizer)
+        ServerEngine(ServerPool([gone], LIMITS), tokenizer)
     with pytest.raises(UserError):
-        ServerEngine([HttpServer("nonsense", LIMITS)], tokenizer)
+        ServerEngine(ServerPool([HttpServer("nonsense", LIMITS)], LIMITS), tokenizer)
 
 
 def load(folder: Path, tokenizer: ChatTokenizer) -> TransformersEngine:
@@ -253,7 +293,7 @@ def load(folder: Path, tokenizer: ChatTokenizer) -> TransformersEngine:
 def test_log_probs_are_those_of_the_model_in_the_process(random_model: Path, tokenizer: ChatTokenizer) -> None:
     local = load(random_model, tokenizer)
     pairs = [("What is it?", "A thing."), ("What is it?", "Nothing at all, and more"), ("Who?", "x")]
-    scores = local.score(*map(list, zip(*pairs, strict=True)))
+    scores = [local.score(*pair) for pair in pairs]
 
     def echo(payload: dict[str, Any]) -> dict[str, Any]:
         """Log-probs of every token of a prompt, with where it starts, as vLLM echoes them."""
@@ -267,15 +307,16 @@ def test_log_probs_are_those_of_the_model_in_the_process(random_model: Path, tok
         return {"choices": [{"logprobs": {"text_offset": offsets, "token_logprobs": [*values, -123.0]}}]}
 
     with OpenAIServer(complete_prompt=echo) as server:
-        remote = connect(tokenizer, server, limits=Limits()).score(*map(list, zip(*pairs, strict=True)))
+        engine = connect(tokenizer, server, limits=Limits())
+        remote = [engine.score(*pair) for pair in pairs]
     assert remote == pytest.approx(scores, abs=1e-6)
     with OpenAIServer() as mute, pytest.raises(UserError, match="gives no log-probs of a prompt"):
-        connect(tokenizer, mute).score(["What?"], ["That."])
+        connect(tokenizer, mute).score("What?", "That.")
 
 
 def test_the_score_is_the_sum_of_what_sampling_would_have_drawn_from(random_model: Path, tokenizer: ChatTokenizer) -> None:
     local = load(random_model, tokenizer)
-    [score] = local.score(["What is it?"], ["A thing."])
+    score = local.score("What is it?", "A thing.")
     ids = tokenizer.encode_message("What is it?")
     total = 0.0
     for token in tokenizer.encode("A thing.<|im_end|>"):

@@ -61,7 +61,10 @@ def engine(monkeypatch: pytest.MonkeyPatch, random_model: Path) -> VllmEngine:
 
 def test_the_model_is_loaded_with_its_length_and_a_prefix_cache(engine: VllmEngine, random_model: Path) -> None:
     assert engine.model.options == (str(random_model), "bfloat16", 512, True)
-    assert (engine.group_size, engine.describe()) == (4, {"engine": "vllm", "model_sha256": "f"})
+    assert (engine.group_size, engine.describe()) == (
+        4,
+        {"engine": "vllm", "model_sha256": "f", "tokenizer": engine.tokenizer.fingerprint},
+    )
 
 
 def test_prompts_are_tokens_of_the_template_and_each_has_its_seed(engine: VllmEngine) -> None:
@@ -80,4 +83,4 @@ def test_prompts_are_tokens_of_the_template_and_each_has_its_seed(engine: VllmEn
 def test_a_score_is_the_sum_over_the_answers_tokens(engine: VllmEngine) -> None:
     start = len(engine.tokenizer.encode_message("What?"))
     length = len(engine.tokenizer.encode("That.<|im_end|>"))
-    assert engine.score(["What?"], ["That."]) == [-sum(range(start, start + length))]
+    assert engine.score("What?", "That.") == -sum(range(start, start + length))
