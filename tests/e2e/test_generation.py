@@ -118,6 +118,7 @@ def test_ten_kills_change_nothing_with_a_real_model_behind_a_real_server(nursery
                     lost = 0
                 else:
                     lost = run_killed(nursery, counting, output, arguments, step=3, seed=1)
+                    assert lost <= KILLS
                 check_nothing_was_lost_or_repeated(counting, lost)
             outputs[name] = output.read_bytes()
     assert outputs["killed"] == outputs["straight"]
