@@ -1,4 +1,4 @@
-"""Measure how good models are at long context, and whether their short-context skill is intact.
+r"""Measure how good models are at long context, and whether their short-context skill is intact.
 
 Long context: RULER's 13 tasks, made here at any length for any tokenizer, and InfiniteBench's English books from a local path.
 Short context: MMLU, ARC-C, HellaSwag and Winogrande by lm-eval. The report compares all models of an output folder, beside the
@@ -97,7 +97,6 @@ def main() -> None:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
     from megatron_longpo.evaluation.report import write_reports
-
     from megatron_longpo.evaluation.run import evaluate
 
     if not arguments.report_only:

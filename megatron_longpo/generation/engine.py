@@ -111,9 +111,8 @@ class ChatTokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         except Exception as error:  # the library raises whatever its parsers raise
-            raise UserError(
-                f"{path}: no tokenizer could be read ({(str(error).splitlines() or [type(error).__name__])[0]}); give a Hugging Face folder"
-            ) from None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path}: no tokenizer could be read ({reason}); give a Hugging Face folder") from None
         if not tokenizer.chat_template:
             raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja to the folder")
         return cls(tokenizer)
