@@ -4,7 +4,8 @@
     python -m benchmarks.preprocess --tokenizer-model models/Qwen3-8B      a tokenizer of yours, with its chat template
 
 The encoder is given every distinct chat that the pairs make, rendered before: both long sides, and both short sides of each turn.
-Both sides have the same number of cores, and their ids are compared.
+Both sides have the same number of cores, and their ids are compared. In further rows the encoder has each document, excerpt and
+answer once.
 """
 
 from __future__ import annotations
@@ -97,14 +98,15 @@ def _exchange(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip()}]
 
 
-def make_texts(pairs: Path, tokenizer: str, output: Path) -> None:
-    """Render every distinct chat of the pairs."""
+def make_texts(pairs: Path, tokenizer: str, chats_path: Path, messages_path: Path) -> None:
+    """Write every distinct chat of the pairs, rendered, and every distinct message."""
     from transformers import AutoTokenizer
 
     template = AutoTokenizer.from_pretrained(tokenizer)
     with pairs.open(encoding="utf-8") as stream:
-        texts = {template.apply_chat_template(chat, tokenize=False): None for line in stream for chat in chats(json.loads(line))}
-    write_json(output, list(texts))
+        found = [chat for line in stream for chat in chats(json.loads(line))]
+    write_json(chats_path, list(dict.fromkeys(template.apply_chat_template(chat, tokenize=False) for chat in found)))
+    write_json(messages_path, list(dict.fromkeys(message["content"] for chat in found for message in chat)))
 
 
 def _digest(ids: Iterator[Any]) -> dict[str, Any]:
@@ -175,37 +177,43 @@ def compare(bench: Bench, num_bytes: int, runs: int, cores: int, tokenizer: str 
     folder = bench.folder / "preprocess"
     folder.mkdir(parents=True, exist_ok=True)
     pairs, name = folder / f"pairs-{num_bytes}.jsonl", Path(tokenizer).name if tokenizer else "bytelevel"
-    texts = folder / f"texts-{num_bytes}-{name}.json"
+    chat_texts, messages = folder / f"chats-{num_bytes}-{name}.json", folder / f"messages-{num_bytes}-{name}.json"
     if tokenizer is None:
         tokenizer = str(folder / name)
         make_tokenizer(Path(tokenizer))
     if not pairs.exists():
         make_pairs(pairs, num_bytes)
-    if not texts.exists():
-        make_texts(pairs, tokenizer, texts)
-    samples: dict[str, list[dict[str, Any]]] = {"ours": [], "raw": []}
+    if not (chat_texts.exists() and messages.exists()):
+        make_texts(pairs, tokenizer, chat_texts, messages)
+    command = {"pairs": str(pairs), "prefix": str(folder / f"{name}-out"), "workers": cores}
+    sides: dict[str, tuple[str, dict[str, Any]]] = {
+        "ours": ("ours", command),
+        "encode_batch": ("raw", {"texts": str(chat_texts)}),
+        "encode_batch, each text once": ("raw", {"texts": str(messages)}),
+    }
+    samples: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for run in range(runs):
-        common = {"tokenizer": tokenizer}
-        ours_arguments = {**common, "pairs": str(pairs), "prefix": str(folder / f"{name}-out"), "workers": cores}
-        for side, arguments in (("ours", ours_arguments), ("raw", {**common, "texts": str(texts)})):
+        for side, (function, arguments) in sides.items():
+            job_name = f"preprocess-{name}-{num_bytes}-{side.replace(' ', '-')}-{run}"
             job = Job(
-                name=f"preprocess-{name}-{num_bytes}-{side}-{run}", function=f"benchmarks.preprocess:{side}", arguments=arguments,
-                environment={"RAYON_NUM_THREADS": str(cores)},
+                name=job_name, function=f"benchmarks.preprocess:{function}",
+                arguments={"tokenizer": tokenizer, **arguments}, environment={"RAYON_NUM_THREADS": str(cores)},
             )  # fmt: skip
             samples[side] += bench.run(job)
-    assert len({sample["digest"] for side in samples.values() for sample in side}) == 1, "the ids differ"
-    tokens = samples["raw"][0]["tokens"]
-    rows = []
-    for quantity, key in (("tokens a CPU-second", "cpu"), ("tokens a second", "wall")):
-        rates = {side: statistics.median(tokens / sample[key] for sample in found) for side, found in samples.items()}
-        rows.append(
-            Result(
-                contest="preprocessing", against="encode_batch", shape=f"{num_bytes >> 20} MB, {name}", quantity=quantity,
-                unit="tokens/s", ours=rates["ours"], other=rates["raw"], ratio=rates["ours"] / rates["raw"], target=TARGET,
-                at_most=False, details=samples,
-            )
-        )  # fmt: skip
-    return rows
+    assert len({sample["digest"] for side in ("ours", "encode_batch") for sample in samples[side]}) == 1, "the ids differ"
+    return list(_rows(samples, f"{num_bytes >> 20} MB, {name}"))
+
+
+def _rows(samples: dict[str, list[dict[str, Any]]], shape: str) -> Iterator[Result]:
+    """Throughput in tokens of all chats, by which the command is measured against both ways to use the encoder."""
+    tokens = samples["ours"][0]["tokens"]
+    for against in list(samples)[1:]:
+        for quantity, key in (("tokens a CPU-second", "cpu"), ("tokens a second", "wall")):
+            ours, other = (statistics.median(tokens / sample[key] for sample in samples[side]) for side in ("ours", against))
+            yield Result(
+                contest="preprocessing", against=against, shape=shape, quantity=quantity, unit="tokens/s", ours=ours, other=other,
+                ratio=ours / other, target=TARGET, at_most=False, details=samples,
+            )  # fmt: skip
 
 
 def contest(bench: Bench, scale: Scale) -> list[Result]:

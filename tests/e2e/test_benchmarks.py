@@ -48,9 +48,11 @@ def test_the_heads_agree_and_whole_logits_take_more(tmp_path: Path) -> None:
 
 
 def test_preprocessing_and_the_batch_encoder_give_the_same_ids(tmp_path: Path) -> None:
-    cpu, wall = preprocess.compare(Bench(tmp_path), 1 << 20, 1, 1)
+    cpu, wall, once, _ = preprocess.compare(Bench(tmp_path), 1 << 20, 1, 1)
     assert (cpu.quantity, wall.quantity) == ("tokens a CPU-second", "tokens a second")
-    (ours,), (raw,) = cpu.details["ours"], cpu.details["raw"]
+    (ours,), (raw,), (short,) = cpu.details.values()
     assert ours["digest"] == raw["digest"]
+    assert short["tokens"] < 0.6 * raw["tokens"], "the repetitions are still there"
+    assert once.other == ours["tokens"] / short["cpu"]
     assert cpu.other == raw["tokens"] / raw["cpu"]
     assert ours["cpu"] > 1, "the workers' time is missing: loading a tokenizer alone takes more"
