@@ -30,6 +30,8 @@ from megatron_longpo.utils.errors import UserError
 
 InputFormat = Literal["jsonl", "longpo-tokenized"]
 SEED = 42
+WORKER_IMPORTS = ("megatron_longpo.data.parts", "transformers.models.auto.tokenization_auto")
+"""What every worker needs, and takes seconds to import."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,7 @@ def preprocess_all(options: PreprocessOptions) -> tuple[dict[str, Manifest], boo
 
 def _preprocess(options: PreprocessOptions) -> tuple[dict[str, Manifest], bool]:
     prefixes = options.prefixes()
-    imports = ("megatron_longpo.data.parts", "transformers.models.auto.tokenization_auto") if options.tokenizer else ()
-    with Processes(options.workers, imports) as processes:
+    with Processes(options.workers, WORKER_IMPORTS if options.tokenizer else ()) as processes:
         tokenizer = _describe_tokenizer(options, processes)
         plan = _scan(options, processes)
         job = {

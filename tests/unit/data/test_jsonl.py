@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_longpo.data import jsonl
+from megatron_longpo.data.preprocess import WORKER_IMPORTS  # all pools of a process share what the first one imports
 from megatron_longpo.data.processes import Processes
 from megatron_longpo.utils.errors import UserError
 
@@ -63,7 +64,7 @@ def slow_square(number):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_results_come_in_order_or_as_they_are_finished(count):
-    with Processes(count) as processes:
+    with Processes(count, WORKER_IMPORTS) as processes:
         assert list(processes.in_order(slow_square, ((n,) for n in range(20)))) == [n * n for n in range(20)]
         assert sorted(processes.as_finished(slow_square, ((n,) for n in range(20)))) == [n * n for n in range(20)]
 
@@ -77,7 +78,7 @@ def test_few_tasks_are_handed_out_at_a_time(method):
             handed_out.append(number)
             yield (number,)
 
-    with Processes(2) as processes:
+    with Processes(2, WORKER_IMPORTS) as processes:
         results = getattr(processes, method)(slow_square, tasks())
         next(results)
         assert len(handed_out) <= 12
@@ -85,7 +86,8 @@ def test_few_tasks_are_handed_out_at_a_time(method):
 
 
 def test_a_worker_that_dies_is_a_user_error():
-    with Processes(2) as processes, pytest.raises(UserError, match=r"a worker process died .* run the command again"):
+    message = r"a worker process died .* run the command again"
+    with Processes(2, WORKER_IMPORTS) as processes, pytest.raises(UserError, match=message):
         list(processes.in_order(os._exit, [(3,)]))
 
 
