@@ -107,6 +107,8 @@ def preprocess_all(options: PreprocessOptions) -> tuple[dict[str, Manifest], boo
     except OSError as error:  # a full disk, a folder that may not be written
         where, what = error.filename or options.output_prefix, error.strerror or error
         raise UserError(f"{where}: {what}; run the command again to go on") from error
+    finally:
+        load_once.cache_clear()  # of this process, where the folder may hold another tokenizer next time
 
 
 def _preprocess(options: PreprocessOptions) -> tuple[dict[str, Manifest], bool]:
@@ -130,7 +132,6 @@ def _preprocess(options: PreprocessOptions) -> tuple[dict[str, Manifest], bool]:
         folder = _open_work_folder(options.output_prefix, {"job": job, "unit_bytes": text_source.UNIT_BYTES})
         limits = LengthLimits(options.seq_length, options.short_seq_length)
         run_units(plan.units, folder, options.tokenizer, limits, processes)
-        load_once.cache_clear()  # of this process, where the folder may hold another tokenizer next time
     manifests = _merge(options, folder, plan, tokenizer, job)
     shutil.rmtree(folder)
     return manifests, True

@@ -83,4 +83,3 @@ class Tally:
         """The tally of a JSON object."""
         lengths = {name: tuple(values) for name, values in fields["lengths"].items()}
         return cls(**{**fields, "drops": collections.Counter(fields["drops"]), "lengths": lengths})
-

@@ -158,6 +158,17 @@ def test_fingerprints_follow_content_not_place(inputs, tmp_path):
     assert TokenizerSpec(str(copy), None, '{"a": 1}').load().fingerprint == first.fingerprint
 
 
+def test_another_tokenizer_at_the_same_place_is_noticed(options, inputs, tmp_path):
+    folder = tmp_path / "tokenizer"
+    for vocabulary in (300, 500):
+        make_tokenizer(folder, vocabulary)
+        manifest, _ = preprocess(options(f"out-{vocabulary}", tokenizer=TokenizerSpec(str(folder))))
+        assert manifest.tokenizer.vocab_size <= vocabulary
+        assert manifest.tokenizer.fingerprint == TokenizerSpec(str(folder)).load().fingerprint
+        with pytest.raises(UserError, match="no pair is left"):
+            preprocess(options(f"short-{vocabulary}", tokenizer=TokenizerSpec(str(folder)), seq_length=1))
+
+
 def test_template_arguments_reach_the_template(inputs):
     spec = TokenizerSpec(inputs[1].path, "{{ greeting }} {{ messages[0]['content'] }}", '{"greeting": "Hello"}')
     assert spec.load().render([{"role": "user", "content": "you"}]) == "Hello you"
