@@ -111,6 +111,8 @@ def answer_all(
         for answers in engine.complete(messages, limited, seeds, done=done):
             kept = {}
             for place, completion in answers.items():
+                if place in done:  # a batch may have known rows; what is known stands
+                    continue
                 if completion.finish_reason == "failed":
                     failures.number += 1
                     failures.first = failures.first or f"{group[place].key.rpartition('/')[0]}: {completion.error}"

@@ -86,7 +86,7 @@ def _identify(plan: Plan, model: Model) -> dict[str, object]:
     return {
         "generators": GENERATORS,
         "temperature": plan.temperature,
-        "tokenizer": model.tokenizer_sha256,
+        "tokenizer": model.tokenizer.fingerprint,
         "engine": model.engine.describe(),
         "draws": plan.seed if plan.temperature else None,
     }

@@ -84,7 +84,7 @@ def ask_harness(plan: Plan, model: Model, journal: Journal) -> ShortResult:
     engine: Any = model.engine
     engine.model.model.rotary_emb = engine.rotary  # engines of other RoPE bases share the model
     inner = HFLM(pretrained=engine.model, tokenizer=model.tokenizer.tokenizer, batch_size=BATCH_SIZE)
-    identity = identify({"engine": engine.describe(), "tokenizer": model.tokenizer_sha256, "harness": lm_eval.__version__})
+    identity = identify({"engine": engine.describe(), "harness": lm_eval.__version__})
     scores = KeptScores(inner, journal, identity, sys.stderr)
     manager = TaskManager(include_defaults=False, include_path=[TASK_FOLDER / name for name in TASK_FOLDERS])
     group = {"group": "megatron_longpo_short", "task": list(_tasks(plan, manager))}

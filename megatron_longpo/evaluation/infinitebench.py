@@ -43,13 +43,13 @@ def _summarise(record: Mapping[str, Any]) -> str:
 
 
 def _ask(record: Mapping[str, Any]) -> str:
-    return f"Question about this book: {record['input']}\n\nAnswer in a few words."
+    return f"Question about this book: {record['input']}\nAnswer in a few words."
 
 
 def _ask_choice(record: Mapping[str, Any]) -> str:
     options = "\n".join(f"{letter}. {option}" for letter, option in zip(CHOICES, record["options"], strict=True))
     return (
-        f"Question about this book: {record['input']}\n\nExactly one of these answers is right:\n{options}\n\n"
+        f"Question about this book: {record['input']}\nExactly one of these answers is right:\n{options}\n"
         "Reply with its letter, A, B, C or D, and nothing else."
     )
 

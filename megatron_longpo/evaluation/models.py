@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.evaluation.tokens import fingerprint_tokenizer
 from megatron_longpo.generation.engine import ChatTokenizer, Engine
 from megatron_longpo.utils.errors import UserError
 
@@ -28,7 +27,6 @@ class Model:
     Attributes:
         name: in the results.
         tokenizer: with its chat template.
-        tokenizer_sha256: hash of the tokenizer's files.
         engine: answers.
         context_length: positions that the model announces; None where a server has it.
         folder: the Hugging Face folder in this process; None where a server has the model.
@@ -36,7 +34,6 @@ class Model:
 
     name: str
     tokenizer: ChatTokenizer
-    tokenizer_sha256: str
     engine: Engine
     context_length: int | None
     folder: Path | None
@@ -78,7 +75,6 @@ def open_folder(place: Place, *, dtype: str, rotary_base: float | None, batch_to
     return Model(
         name=place.name,
         tokenizer=tokenizer,
-        tokenizer_sha256=fingerprint_tokenizer(place.folder),
         engine=engine if rotary_base is None else engine.with_rotary_base(rotary_base),
         context_length=engine.context_length,
         folder=place.folder,
@@ -107,7 +103,6 @@ def open_server(name: str | None, urls: Sequence[str], tokenizer_folder: Path, l
     return Model(
         name=name or re.sub(r"[^\w.@+-]+", "-", engine.model).strip("-") or "server",
         tokenizer=tokenizer,
-        tokenizer_sha256=fingerprint_tokenizer(tokenizer_folder),
         engine=engine,
         context_length=None,
         folder=None,

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from pathlib import Path
 
 from megatron_longpo.generation.engine import ChatTokenizer
-
-DECIDING = (".json", ".jinja", ".model", ".txt")
-"""Files of a Hugging Face folder that say how text becomes tokens."""
 
 
 class PromptTokens:
@@ -21,7 +16,8 @@ class PromptTokens:
 
     def count(self, message: str) -> int:
         """Count the tokens of a conversation that has this user message, template included."""
-        return len(self.tokenizer.encode_message(message))
+        [tokens] = self.tokenizer.count_tokens([self.tokenizer.render_message(message)])
+        return tokens
 
     def starts(self, text: str) -> list[int]:
         """Return where the tokens of a text start, in characters; of its words where the tokenizer does not tell."""
@@ -35,12 +31,3 @@ class PromptTokens:
             starts = [match.start() for match in re.finditer(r"\S+", text)]
         self._last = text, starts
         return starts
-
-
-def fingerprint_tokenizer(folder: Path) -> str:
-    """Hash the files of a folder that decide how text becomes tokens."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in DECIDING and file.is_file() and not file.name.endswith(".index.json"):
-            digest.update(f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()

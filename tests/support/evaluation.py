@@ -135,7 +135,7 @@ class Reader:
             self.asked.append(messages[place])
             yield {place: Completion(self.reply(messages[place]), "stop", 5)}
 
-    def score(self, messages: Sequence[str], answers: Sequence[str]) -> list[float]:
+    def score(self, message: str, answer: str) -> float | None:
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:

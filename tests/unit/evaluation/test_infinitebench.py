@@ -44,6 +44,11 @@ def test_a_book_that_is_too_long_loses_its_middle_and_nothing_else(tokenizer, bu
     assert abs(halves[0] - halves[1]) <= 6
 
 
+@pytest.mark.parametrize("text", ["", "One line.", BOOK, "\u6f22\u5b57 <|im_end|>\n\n x "])
+def test_prompts_are_counted_as_the_engines_encode_them(tokenizer, text):
+    assert PromptTokens(tokenizer).count(text) == len(tokenizer.encode_message(text))
+
+
 def test_a_book_that_fits_is_whole(tokenizer):
     tokens = PromptTokens(tokenizer)
     needed = tokens.count(make_sample(question(BOOK), tokens.count, tokens.starts, 10**6).message)
@@ -61,7 +66,9 @@ def test_a_question_is_never_cut(tokenizer):
 
 def test_a_tokenizer_that_tells_no_offsets_cuts_between_words(tokenizer):
     slow = SimpleNamespace(is_fast=False)
-    words = PromptTokens(SimpleNamespace(tokenizer=slow, encode_message=tokenizer.encode_message))
+    words = PromptTokens(
+        SimpleNamespace(tokenizer=slow, render_message=tokenizer.render_message, count_tokens=tokenizer.count_tokens)
+    )
     sample = make_sample(question(BOOK), words.count, words.starts, 500)
     assert 480 <= sample.prompt_tokens <= 500
 
@@ -84,6 +91,7 @@ def test_a_choice_shows_its_options_and_knows_its_letter(books):
     for question in load_books(books, TASKS["en_mc"], None).questions:
         text, letter = question.expected
         assert f"\n{letter}. {text}\n" in question.instruction
+        assert "\n\n" not in question.instruction, "what stands above the last blank line is the book"
         assert question.instruction.count("\nA. ") == question.instruction.count("\nD. ") == 1
 
 
@@ -124,7 +132,7 @@ def test_the_models_answers_are_scored_as_published(books, tokenizer, haystack, 
         save_prompts=False,
     )  # fmt: skip
     engine = Reader(reply=reply, group_size=8)
-    model = Model(name="m", tokenizer=tokenizer, tokenizer_sha256="t", engine=engine, context_length=None, folder=None)
+    model = Model(name="m", tokenizer=tokenizer, engine=engine, context_length=None, folder=None)
     found = evaluate(plan, model, tmp_path)["infinitebench"]
     scores = {name: task["score"] for name, task in found["tasks"].items()}
     # of the summary for book 1, all words but its number are right
@@ -142,7 +150,7 @@ def test_an_answer_counts_only_for_its_question(books, tokenizer, haystack, tmp_
         save_prompts=False,
     )  # fmt: skip
     model = Model(
-        name="m", tokenizer=tokenizer, tokenizer_sha256="t", engine=Reader(reply=lambda message: "S017"), context_length=None,
+        name="m", tokenizer=tokenizer, engine=Reader(reply=lambda message: "S017"), context_length=None,
         folder=None,
     )  # fmt: skip
     evaluate(plan, model, tmp_path)

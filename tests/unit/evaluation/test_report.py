@@ -33,9 +33,7 @@ def output(tmp_path_factory, plan, tokenizer):
     """Two models: one that reads, one that writes markup."""
     folder = tmp_path_factory.mktemp("output")
     for name, reply in (("reads", Reader().reply), ("breaks", lambda message: "</div><script>alert('x')</script> & 1234567")):
-        model = Model(
-            name=name, tokenizer=tokenizer, tokenizer_sha256="t", engine=Reader(reply=reply), context_length=None, folder=None
-        )
+        model = Model(name=name, tokenizer=tokenizer, engine=Reader(reply=reply), context_length=None, folder=None)
         evaluate(plan, model, folder / name)
     return folder
 
@@ -140,7 +138,7 @@ def test_the_page_shows_models_side_by_side_with_published_rows_plots_and_sample
 
 def test_models_with_other_settings_are_named(output, plan, tokenizer, tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
-        model = Model(name=name, tokenizer=tokenizer, tokenizer_sha256="t", engine=Reader(), context_length=None, folder=None)
+        model = Model(name=name, tokenizer=tokenizer, engine=Reader(), context_length=None, folder=None)
         evaluate(dataclasses.replace(plan, seed=seed, samples=seed, lengths=[1024]), model, tmp_path / name)
     lines = list(write_reports(tmp_path))
     warning = "two was run with other settings than one: ruler.samples, seed"

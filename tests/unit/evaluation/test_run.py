@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -13,6 +14,7 @@ from megatron_longpo.evaluation.plan import Plan
 from megatron_longpo.evaluation.reading import load_hotpotqa, load_squad
 from megatron_longpo.evaluation.run import evaluate
 from megatron_longpo.evaluation.scores import Scored, summarise_ruler
+from megatron_longpo.generation.engine import Completion
 from megatron_longpo.utils.errors import UserError
 from tests.support.evaluation import Reader, read_out, write_hotpotqa, write_squad
 
@@ -30,7 +32,7 @@ def plan(tmp_path_factory, haystack):
 
 
 def model_of(tokenizer, engine):
-    return Model(name="m", tokenizer=tokenizer, tokenizer_sha256="t", engine=engine, context_length=None, folder=None)
+    return Model(name="m", tokenizer=tokenizer, engine=engine, context_length=None, folder=None)
 
 
 def read_lines(path):
@@ -77,6 +79,21 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(plan, tokenizer, tmp_path, 
     assert (tmp_path / "stopped" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
 
 
+def test_a_known_answer_stands_when_its_batch_is_run_again(plan, tokenizer, tmp_path):
+    small = dataclasses.replace(plan, lengths=[800], samples=3, generated=plan.generated[:1])
+
+    class Batches(Reader):
+        def complete(self, messages, sampling, seeds, done=()):
+            yield dict(enumerate(Completion(f"batch of {len(messages)}", "stop", 1) for _ in messages))
+
+    with pytest.raises(UserError, match="the server is out"):
+        evaluate(small, model_of(tokenizer, Reader(gives_up_after=1)), tmp_path)
+    evaluate(small, model_of(tokenizer, Batches()), tmp_path)
+    answers = [row["answer"] for row in read_lines(tmp_path / "samples.jsonl")]
+    assert answers[0].isdigit()
+    assert answers[1:] == ["batch of 3"] * 2
+
+
 def test_requests_without_an_answer_hold_the_results_back_and_are_asked_again(plan, tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"4 of 52 requests got no answer \(the first: vt/800/0: refused\)") as caught:
         evaluate(plan, model_of(tokenizer, Reader(fails=("variables hold",))), tmp_path)
@@ -105,7 +122,9 @@ def test_an_answer_counts_only_for_what_it_was_given_to(plan, tokenizer, tmp_pat
         small = dataclasses.replace(small, **{changed: 5})
     model = model_of(tokenizer, engine)
     if changed == "tokenizer":
-        model = dataclasses.replace(model, tokenizer_sha256="u")
+        other = copy.copy(tokenizer)
+        other.fingerprint = "another"
+        model = dataclasses.replace(model, tokenizer=other)
     evaluate(small, model, tmp_path)
     assert len(engine.asked) == 13
 
