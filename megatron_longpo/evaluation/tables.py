@@ -171,7 +171,7 @@ def _short(results: Sequence[Results]) -> Table:
         if mmlu and mmlu["subjects"] < mmlu["of_subjects"]:
             notes.append(f"MMLU for {name}: {mmlu['subjects']} of {mmlu['of_subjects']} subjects.")
     rows += [Row(model, [Cell(value) for value in values], True) for model, values in published.SHORT.items()]
-    notes.append("Accuracy; of ARC-C and HellaSwag by log-prob per byte. Which of the two the paper reports is not stated.")
+    notes.append("Accuracy; of ARC-C and HellaSwag by log-prob per character. Which of the two the paper reports is not stated.")
     head = [f"{task.title} ({task.few_shot}-shot)" for task in SHORT_TASKS.values()]
     return Table(title="Short context", head=head, rows=rows, note=" ".join(notes))
 

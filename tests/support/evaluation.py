@@ -179,26 +179,24 @@ def write_short_data(folder: Path, *, parquet: bool = False, asked: int = 4) -> 
     def sentence(length: int = 6) -> str:
         return " ".join(rng.choices(words, k=length)).capitalize()
 
-    def four(length: int) -> list[str]:
-        found: dict[str, None] = {}
-        while len(found) < 4:
-            found[sentence(length)] = None
-        return list(found)
+    def four() -> list[str]:
+        """Choices of very different lengths, so that their log-probs and those by character rank them differently."""
+        return [sentence(length) for length in rng.sample((1, 3, 6, 10), 4)]
 
     def mmlu(number: int) -> dict[str, Any]:
         return {
             "question": f"{sentence()}?",
             "subject": "s",
-            "choices": four(2),
+            "choices": four(),
             "answer": rng.randrange(4),
         }
 
     def arc(number: int) -> dict[str, Any]:
-        choices = {"text": four(2), "label": list("ABCD")}
+        choices = {"text": four(), "label": list("ABCD")}
         return {"id": str(number), "question": f"{sentence()}?", "choices": choices, "answerKey": rng.choice("ABCD")}
 
     def hellaswag(number: int) -> dict[str, Any]:
-        endings = four(4)
+        endings = four()
         start, end = sentence(), sentence(2)
         return {
             "ind": number, "activity_label": "Sailing", "ctx_a": start, "ctx_b": end, "ctx": f"{start} {end}", "endings": endings,
