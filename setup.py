@@ -43,7 +43,7 @@ EXTRAS = {
     # Reads the model that `make quickstart` trains: a GGUF file, for which transformers wants accelerate.
     "quickstart": ["accelerate>=1", "gguf>=0.10"],
     "docs": ["mkdocs>=1.6"],
-    "eval": ["lm-eval[ruler]>=0.4.9", "rouge-score>=0.1.2"],  # short-context tasks and ROUGE of tools/evaluate.py
+    "eval": ["lm-eval[hf]>=0.4.13,<0.5"],  # short-context tasks and ROUGE of tools/evaluate.py
 }
 # Other implementations that the tests compare with, and the tools.
 EXTRAS["dev"] = [
