@@ -28,7 +28,6 @@ from megatron_longpo.utils.errors import run_command
 
 CONTESTS = {
     "startup": "startup:contest",
-    "preprocess": "preprocess:contest",
     "head": "head:contest",
     "pipeline": "pipeline:contest",
     "step-memory": "step:memory",
