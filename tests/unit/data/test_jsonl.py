@@ -81,7 +81,7 @@ def test_few_tasks_are_handed_out_at_a_time(method):
     with Processes(2, WORKER_IMPORTS) as processes:
         results = getattr(processes, method)(slow_square, tasks())
         next(results)
-        assert len(handed_out) <= 30  # on a loaded machine some finish before the first is seen
+        assert len(handed_out) <= 16  # eight, and one for each of these that has finished by then
         results.close()
 
 
