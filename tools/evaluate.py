@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.evaluation.options import add_arguments, parse_extra, read_plan
+from megatron_longpo.evaluation.options import add_arguments, read_plan
 from megatron_longpo.utils.errors import UserError, run_command
+from megatron_longpo.utils.json_flags import parse_json_object
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -64,7 +65,7 @@ def open_models(arguments: argparse.Namespace) -> Iterator[Any]:
             },
             api_key=os.environ.get(arguments.api_key_variable),
             model=arguments.served_model,
-            extra=parse_extra(arguments.request_extra),
+            extra=parse_json_object("--request-extra", arguments.request_extra, '{"cache_prompt": false}'),
         )
 
 

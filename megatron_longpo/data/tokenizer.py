@@ -13,6 +13,7 @@ import numpy as np
 
 from megatron_longpo.data.encoding import Encoding
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.json_flags import parse_json_object
 
 Message = Mapping[str, str]
 """``{"role": ..., "content": ...}``"""
@@ -83,7 +84,7 @@ class TokenizerSpec:
         Raises:
             UserError: there is nothing at the path, it cannot be read, or there is no chat template.
         """
-        arguments = _parse_arguments(self.template_arguments)
+        arguments = parse_json_object("--chat-template-arguments", self.template_arguments, '{"enable_thinking": false}')
         from megatron_longpo.data.huggingface_tokenizer import HuggingFaceTokenizer
         from megatron_longpo.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -120,16 +121,6 @@ def read_template(path: str | None) -> str | None:
         return Path(path).read_text(encoding="utf-8") if path else None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--chat-template {path}: cannot be read ({error})") from None
-
-
-def _parse_arguments(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--chat-template-arguments: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError("--chat-template-arguments: give a JSON object, such as '{\"enable_thinking\": false}'")
-    return value
 
 
 def uses_date(template: str, arguments: Mapping[str, Any]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -184,18 +183,3 @@ def _generated(arguments: argparse.Namespace, names: tuple[str, ...]) -> list[An
     squad = load_squad(arguments.squad) if arguments.squad and "qa_1" in names else None
     hotpotqa = load_hotpotqa(arguments.hotpotqa) if arguments.hotpotqa and "qa_2" in names else None
     return [task for task in make_tasks(squad, hotpotqa) if task.name in names and task.name in NAMES]
-
-
-def parse_extra(text: str) -> dict[str, Any]:
-    """Read ``--request-extra``.
-
-    Raises:
-        UserError: it is no JSON object.
-    """
-    try:
-        extra = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--request-extra: not JSON ({error})") from None
-    if not isinstance(extra, dict):
-        raise UserError("--request-extra: give a JSON object, such as '{\"cache_prompt\": false}'")
-    return extra

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import runpy
 from pathlib import Path
-from typing import Any
 
 from megatron_longpo.generation.engine import ChatTokenizer, Engine
 from megatron_longpo.generation.pipeline import Generator, QuestionMaker
 from megatron_longpo.generation.settings import GenerationSettings
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.json_flags import parse_json_object
 
 
 def load_tokenizer(arguments: argparse.Namespace) -> ChatTokenizer:
@@ -79,7 +78,7 @@ def _servers(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[E
     from megatron_longpo.generation.http_server import HttpServer, Limits
     from megatron_longpo.generation.server_engine import ServerEngine, ServerPool
 
-    extra = _parse_extra(arguments.request_extra)
+    extra = parse_json_object("--request-extra", arguments.request_extra, '{"cache_prompt": false}')
     for name in ("concurrency", "request_timeout"):
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
@@ -97,16 +96,6 @@ def _servers(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[E
     if arguments.rotary_base is not None:
         long = long.with_rotary_base(arguments.rotary_base)
     return short, long, arguments.context_length or arguments.seq_length
-
-
-def _parse_extra(text: str) -> dict[str, Any]:
-    try:
-        extra = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--request-extra: not JSON ({error})") from None
-    if not isinstance(extra, dict):
-        raise UserError("--request-extra: give a JSON object, such as '{\"cache_prompt\": false}'")
-    return extra
 
 
 def load_question_maker(place: str | None) -> tuple[QuestionMaker | None, str]:
