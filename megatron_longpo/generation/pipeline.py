@@ -227,23 +227,23 @@ class Generator:
         if self.settings.verify == "off":
             return items
         verdicts = checks.judge_chosen(asker, self.short, self.settings.prompts, items, self._fits)
-        judged = [
-            (work, dataclasses.replace(turn, verified_chosen=verdict))
-            for (work, turn), verdict in zip(items, verdicts, strict=True)
-        ]
-        reason = "verifier: the chosen answer does not answer"
-        return self._keep(judged, self.settings.verify, lambda turn: turn.verified_chosen is not False, reason)
+        return self._judged(items, verdicts, "verified_chosen", "verifier: the chosen answer does not answer")
 
     def _judge_pairs(self, items: list[checks.Item], asker: Asker) -> list[checks.Item]:
         if self.settings.verify == "off":
             return items
         verdicts = checks.judge_pairs(asker, self.short, self.settings.prompts, items, self._fits)
-        judged = [
-            (work, dataclasses.replace(turn, verified_better=verdict))
-            for (work, turn), verdict in zip(items, verdicts, strict=True)
-        ]
-        reason = "verifier: the rejected answer is better"
-        return self._keep(judged, self.settings.verify, lambda turn: turn.verified_better is not False, reason)
+        return self._judged(items, verdicts, "verified_better", "verifier: the rejected answer is better")
+
+    def _judged(
+        self, items: list[checks.Item], verdicts: Sequence[bool | None], field: str, reason: str
+    ) -> list[checks.Item]:
+        """Write verdicts into the turns, and drop those with a verdict against them where the verifier filters."""
+        judged = []
+        for (work, turn), verdict in zip(items, verdicts, strict=True):
+            found: dict[str, Any] = {field: verdict}
+            judged.append((work, dataclasses.replace(turn, **found)))
+        return self._keep(judged, self.settings.verify, lambda turn: getattr(turn, field) is not False, reason)
 
     def _weigh(self, items: list[checks.Item], asker: Asker) -> list[checks.Item]:
         settings = self.settings
