@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron_longpo.evaluation.sample import Sample
-from megatron_longpo.generation.engine import Engine
-from megatron_longpo.generation.journal import Journal
-from megatron_longpo.generation.randomness import derive_seed
-from megatron_longpo.generation.settings import Sampling
-from megatron_longpo.generation.threads import in_threads
+from megatron_longpo.inference.engine import Engine
+from megatron_longpo.inference.journal import Journal
+from megatron_longpo.inference.randomness import derive_seed
+from megatron_longpo.inference.sampling import Sampling
+from megatron_longpo.inference.threads import in_threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

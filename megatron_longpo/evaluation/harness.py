@@ -23,7 +23,7 @@ from megatron_longpo.evaluation.answering import identify
 from megatron_longpo.evaluation.models import Model
 from megatron_longpo.evaluation.plan import Plan
 from megatron_longpo.evaluation.short import MMLU_SUBJECTS, TASKS, ShortResult, find_data, find_subjects
-from megatron_longpo.generation.journal import Journal
+from megatron_longpo.inference.journal import Journal
 from megatron_longpo.utils.errors import UserError
 
 REQUESTS_AT_ONCE = 64

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.generation.engine import ChatTokenizer, Engine
+from megatron_longpo.inference.engine import Engine, PromptTokenizer
 from megatron_longpo.utils.errors import UserError
 
 
@@ -33,7 +33,7 @@ class Model:
     """
 
     name: str
-    tokenizer: ChatTokenizer
+    tokenizer: PromptTokenizer
     engine: Engine
     context_length: int | None
     folder: Path | None
@@ -65,10 +65,10 @@ def open_folder(place: Place, *, dtype: str, rotary_base: float | None, batch_to
     Raises:
         UserError: it cannot be read.
     """
-    from megatron_longpo.generation.transformers_engine import TransformersEngine
+    from megatron_longpo.inference.transformers_engine import TransformersEngine
     from megatron_longpo.parallel.cpu_backend import device
 
-    tokenizer = ChatTokenizer.load(place.folder)
+    tokenizer = PromptTokenizer.load(place.folder)
     engine = TransformersEngine.load(
         place.folder, tokenizer, dtype=dtype, device=device(), max_batch_tokens=batch_tokens, group_size=group_size
     )
@@ -94,10 +94,10 @@ def open_server(name: str | None, urls: Sequence[str], tokenizer_folder: Path, l
     Raises:
         UserError: it cannot be reached, or does not serve the model.
     """
-    from megatron_longpo.generation.http_server import HttpServer, Limits
-    from megatron_longpo.generation.server_engine import ServerEngine, ServerPool
+    from megatron_longpo.inference.http_server import HttpServer, Limits
+    from megatron_longpo.inference.server_engine import ServerEngine, ServerPool
 
-    tokenizer, limited = ChatTokenizer.load(tokenizer_folder), Limits(**limits)
+    tokenizer, limited = PromptTokenizer.load(tokenizer_folder), Limits(**limits)
     servers = [HttpServer(url, limited, options.get("api_key")) for url in urls]
     engine = ServerEngine(ServerPool(servers, limited), tokenizer, model=options.get("model"), extra=options.get("extra"))
     return Model(

@@ -10,7 +10,7 @@ from megatron_longpo.evaluation import published
 from megatron_longpo.evaluation.scores import DEPTH_BINS
 from megatron_longpo.evaluation.short import TASKS as SHORT_TASKS
 from megatron_longpo.evaluation.tables import Results, name_length
-from megatron_longpo.generation.svg import HEIGHT, INK, SOFT, STYLE_OF, WIDTH, render_svg
+from megatron_longpo.pages.svg import HEIGHT, INK, SOFT, STYLE_OF, WIDTH, render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,8 @@ from megatron_longpo.evaluation import ruler
 from megatron_longpo.evaluation.published import BY_LENGTH, SOURCE
 from megatron_longpo.evaluation.report_drawings import colour_of, draw_heatmap, draw_lengths, draw_short
 from megatron_longpo.evaluation.tables import MARK, Results, Row, Table
-from megatron_longpo.generation.markup import Html, element
-from megatron_longpo.generation.report_page import POLICY
-from megatron_longpo.generation.report_style import CSS
+from megatron_longpo.pages import page
+from megatron_longpo.pages.markup import Html, element
 
 SERIES_CSS = """
 :root { --series-1: #1f6fc4; --series-2: #c2561a; --series-3: #2a8a57; --series-4: #8a4fbf; --series-5: #b8860b;
@@ -51,16 +50,8 @@ def render_page(
         differences: warnings that models were asked otherwise.
         samples: some of each model's samples, to read.
     """
-    head = (
-        Html('<meta charset="utf-8">'),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-        element("title", TITLE),
-        element("style", Html(CSS + SERIES_CSS)),
-    )
     published = f"Scores are percentages, ± one standard error. Rows marked {MARK} and dotted lines are the paper's ({SOURCE}): "
     sections = (
-        element("h1", TITLE),
         element("p", published + "they were not measured here, and prompts and texts differ.", class_="soft"),
         *(element("p", text, class_="card warning") for text in differences),
         _figures(results),
@@ -71,8 +62,7 @@ def render_page(
         element("h2", "The runs"),
         *(_settings(result) for result in results),
     )
-    body = element("body", element("main", *sections))
-    return f'<!doctype html>\n<html lang="en">{element("head", *head)}{body}</html>\n'
+    return page.render(TITLE, sections, SERIES_CSS)
 
 
 def _figures(results: Sequence[Results]) -> Html:

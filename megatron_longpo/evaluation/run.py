@@ -20,8 +20,8 @@ from megatron_longpo.evaluation.models import Model
 from megatron_longpo.evaluation.plan import Plan
 from megatron_longpo.evaluation.scores import Scored, summarise_books, summarise_ruler
 from megatron_longpo.evaluation.short import ShortResult, evaluate_short
-from megatron_longpo.generation.journal import Journal
-from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.inference.journal import Journal
+from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
 
 JOURNAL, SAMPLES, PROMPTS, RESULTS = "journal.jsonl", "samples.jsonl", "prompts.jsonl", "results.json"

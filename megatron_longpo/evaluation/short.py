@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_longpo.evaluation.models import Model
 from megatron_longpo.evaluation.plan import Plan
-from megatron_longpo.generation.journal import Journal
+from megatron_longpo.inference.journal import Journal
 from megatron_longpo.utils.errors import UserError
 
 ENDINGS = (".parquet", ".jsonl", ".json")

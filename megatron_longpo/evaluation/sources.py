@@ -8,7 +8,7 @@ from typing import Protocol
 
 from megatron_longpo.evaluation.sample import CountTokens, Sample
 from megatron_longpo.evaluation.text import Haystack
-from megatron_longpo.generation.randomness import derive_random
+from megatron_longpo.inference.randomness import derive_random
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

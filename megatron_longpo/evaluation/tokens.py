@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from megatron_longpo.generation.engine import ChatTokenizer
+from megatron_longpo.inference.engine import PromptTokenizer
 
 
 class PromptTokens:
     """Counts the tokens of prompts."""
 
-    def __init__(self, tokenizer: ChatTokenizer) -> None:  # noqa: D107
+    def __init__(self, tokenizer: PromptTokenizer) -> None:  # noqa: D107
         self.tokenizer = tokenizer
         self._last: tuple[str, list[int]] = "", []
 

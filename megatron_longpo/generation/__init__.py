@@ -1,4 +1,4 @@
 """Documents to preference pairs, by the model itself: chunks, questions, answers. Start with `pipeline.Generator.make_records`.
 
-Nothing here knows a rank. An engine answers user messages (`engine.Engine`); `transformers_engine` is the one in the process.
+Nothing here knows a rank. The models that are asked are engines of `megatron_longpo.inference`.
 """

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from megatron_longpo.generation.asking import Asker, Request, Step
-from megatron_longpo.generation.engine import Engine
 from megatron_longpo.generation.prompts import Prompts, join_context
-from megatron_longpo.generation.settings import Sampling
 from megatron_longpo.generation.work import Turn, Work
+from megatron_longpo.inference.asking import Asker, Request, Step
+from megatron_longpo.inference.engine import Engine
+from megatron_longpo.inference.sampling import Sampling
 
 VERDICT = Sampling(temperature=0.0, max_new_tokens=8)
 """A word is asked for; some models open with a mark or a space."""

@@ -8,14 +8,14 @@ import os
 import runpy
 from pathlib import Path
 
-from megatron_longpo.generation.engine import ChatTokenizer, Engine
 from megatron_longpo.generation.pipeline import Generator, QuestionMaker
 from megatron_longpo.generation.settings import GenerationSettings
+from megatron_longpo.inference.engine import Engine, PromptTokenizer
 from megatron_longpo.utils.errors import UserError
 from megatron_longpo.utils.json_flags import parse_json_object
 
 
-def load_tokenizer(arguments: argparse.Namespace) -> ChatTokenizer:
+def load_tokenizer(arguments: argparse.Namespace) -> PromptTokenizer:
     """Load the tokenizer that counts.
 
     Raises:
@@ -24,10 +24,10 @@ def load_tokenizer(arguments: argparse.Namespace) -> ChatTokenizer:
     path = arguments.tokenizer_model or arguments.model
     if path is None:
         raise UserError("give --model FOLDER, or --server URL with --tokenizer-model FOLDER")
-    return ChatTokenizer.load(path)
+    return PromptTokenizer.load(path)
 
 
-def build_generator(arguments: argparse.Namespace, settings: GenerationSettings, tokenizer: ChatTokenizer) -> Generator:
+def build_generator(arguments: argparse.Namespace, settings: GenerationSettings, tokenizer: PromptTokenizer) -> Generator:
     """Load or reach the model, and put the pipeline together.
 
     Raises:
@@ -49,8 +49,8 @@ def build_generator(arguments: argparse.Namespace, settings: GenerationSettings,
     return Generator(short, long, tokenizer, positions, settings, make_questions, questions_by)
 
 
-def _transformers(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[Engine, Engine, int]:
-    from megatron_longpo.generation.transformers_engine import TransformersEngine
+def _transformers(arguments: argparse.Namespace, tokenizer: PromptTokenizer) -> tuple[Engine, Engine, int]:
+    from megatron_longpo.inference.transformers_engine import TransformersEngine
     from megatron_longpo.parallel.cpu_backend import device
 
     limits = {"max_batch_tokens": arguments.max_batch_tokens, "group_size": arguments.documents_per_group}
@@ -59,9 +59,9 @@ def _transformers(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tu
     return engine, long, arguments.context_length or engine.context_length
 
 
-def _vllm(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[Engine, Engine, int]:
-    from megatron_longpo.generation.transformers_engine import fingerprint_folder
-    from megatron_longpo.generation.vllm_engine import VllmEngine
+def _vllm(arguments: argparse.Namespace, tokenizer: PromptTokenizer) -> tuple[Engine, Engine, int]:
+    from megatron_longpo.inference.transformers_engine import fingerprint_folder
+    from megatron_longpo.inference.vllm_engine import VllmEngine
 
     if arguments.rotary_base is not None:
         raise UserError("--engine vllm has one RoPE base; for --rotary-base run two servers and give --server and --long-server")
@@ -74,9 +74,9 @@ def _vllm(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[Engi
     return engine, engine, positions
 
 
-def _servers(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> tuple[Engine, Engine, int]:
-    from megatron_longpo.generation.http_server import HttpServer, Limits
-    from megatron_longpo.generation.server_engine import ServerEngine, ServerPool
+def _servers(arguments: argparse.Namespace, tokenizer: PromptTokenizer) -> tuple[Engine, Engine, int]:
+    from megatron_longpo.inference.http_server import HttpServer, Limits
+    from megatron_longpo.inference.server_engine import ServerEngine, ServerPool
 
     extra = parse_json_object("--request-extra", arguments.request_extra, '{"cache_prompt": false}')
     for name in ("concurrency", "request_timeout"):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from megatron_longpo.generation.randomness import derive_seed
+from megatron_longpo.inference.randomness import derive_seed
 
 BITS = 10
 """Values are told apart to this many binary places: exactly below 1024, to a thousandth above."""

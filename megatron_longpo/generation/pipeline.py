@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from megatron_longpo.generation import checks
-from megatron_longpo.generation.asking import Asker, Request, Step
 from megatron_longpo.generation.chunkers import CHUNKERS
 from megatron_longpo.generation.chunking import Chunk, choose_window, pack_chunks, split_units, trim
 from megatron_longpo.generation.documents import Document
-from megatron_longpo.generation.engine import ChatTokenizer, Completion, Engine
 from megatron_longpo.generation.filters import check_answer, check_pair
 from megatron_longpo.generation.prompts import join_context
 from megatron_longpo.generation.questions import parse_questions
-from megatron_longpo.generation.randomness import derive_random, derive_seed
 from megatron_longpo.generation.records import describe_settings, make_record
 from megatron_longpo.generation.settings import GenerationSettings
 from megatron_longpo.generation.work import Outcome, Turn, Work
+from megatron_longpo.inference.asking import Asker, Request, Step
+from megatron_longpo.inference.engine import Completion, Engine, PromptTokenizer
+from megatron_longpo.inference.randomness import derive_random, derive_seed
 from megatron_longpo.utils.errors import UserError
 
 TURN_MARGIN_TOKENS = 8
@@ -47,7 +47,7 @@ class Generator:
 
     short: Engine
     long: Engine
-    tokenizer: ChatTokenizer
+    tokenizer: PromptTokenizer
     context_length: int
     settings: GenerationSettings
     make_questions: QuestionMaker | None = None

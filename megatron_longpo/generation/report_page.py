@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.generation import report_plots as plots
-from megatron_longpo.generation.markup import Html, element
 from megatron_longpo.generation.report_samples import show_dropped_samples, show_samples
-from megatron_longpo.generation.report_style import CSS
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""A browser refuses scripts and fetches even if a text should get through as markup."""
+from megatron_longpo.pages import page
+from megatron_longpo.pages.markup import Html, element
 
 NAMES = {
     "document": "document",
@@ -48,16 +45,7 @@ def write_report(statistics: Mapping[str, Any], json_path: Path, html_path: Path
 
 def render_page(statistics: Mapping[str, Any]) -> str:
     """Build the page."""
-    title = "Preference pairs: report"
-    head = (
-        Html('<meta charset="utf-8">'),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-        element("title", title),
-        element("style", Html(CSS)),
-    )
     sections = (
-        element("h1", title),
         _figures(statistics),
         element("h2", "Lengths"),
         _numbers(statistics),
@@ -69,8 +57,7 @@ def render_page(statistics: Mapping[str, Any]) -> str:
         element("h2", "The run"),
         _settings(statistics["run"]),
     )
-    body = element("body", element("main", *sections))
-    return f'<!doctype html>\n<html lang="en">{element("head", *head)}{body}</html>'
+    return page.render("Preference pairs: report", sections)
 
 
 def _figures(statistics: Mapping[str, Any]) -> Html:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from megatron_longpo.generation.svg import CHOSEN, INK, NEUTRAL, REJECTED, SOFT, render_svg
+from megatron_longpo.pages.svg import CHOSEN, INK, NEUTRAL, REJECTED, SOFT, render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_longpo.generation.markup import Html, element
+from megatron_longpo.pages.markup import Html, element
 
 
 def show_samples(samples: Sequence[Mapping[str, Any]], turns: int) -> list[Html]:

@@ -14,16 +14,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_longpo.generation.asking import Asker
 from megatron_longpo.generation.documents import Document, DocumentSource
-from megatron_longpo.generation.journal import Journal
 from megatron_longpo.generation.pipeline import Generator
 from megatron_longpo.generation.records import restore_texts
 from megatron_longpo.generation.report_page import write_report
 from megatron_longpo.generation.shards import Shard, read_share
 from megatron_longpo.generation.statistics import collect
-from megatron_longpo.generation.threads import in_threads
 from megatron_longpo.generation.work import Outcome
+from megatron_longpo.inference.asking import Asker
+from megatron_longpo.inference.journal import Journal
+from megatron_longpo.inference.threads import in_threads
 from megatron_longpo.utils.errors import UserError
 
 RUN = "run"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from megatron_longpo.generation.filters import FilterSettings
 from megatron_longpo.generation.prompts import LEAD_INS, Prompts
+from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
 
 CheckMode = Literal["off", "record", "filter"]
@@ -39,19 +40,8 @@ MIN_DOCUMENT_TOKENS = 65536
 """Both ways take documents of more than 64K tokens (arXiv 2502.13922, section 4.1), at each target length."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the tokens of an answer are drawn.
-
-    Attributes:
-        temperature: 0 takes the most probable token.
-        top_p: draw among the most probable tokens that together have this probability.
-        max_new_tokens: most tokens of an answer.
-    """
-
-    temperature: float
-    top_p: float = 1.0
-    max_new_tokens: int = 1024
+QUESTION_SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=512)
+ANSWER_SAMPLING = Sampling(temperature=PRESETS["paper"].temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,8 +79,8 @@ class GenerationSettings:
     max_chunk_tokens: int = 1024
     num_questions: int = 4
     max_question_tokens: int = 128
-    question_sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=512)
-    answer_sampling: Sampling = Sampling(temperature=PRESETS["paper"].temperature)
+    question_sampling: Sampling = QUESTION_SAMPLING
+    answer_sampling: Sampling = ANSWER_SAMPLING
     lead_ins: tuple[str, ...] = LEAD_INS
     prompts: Prompts = dataclasses.field(default_factory=Prompts)
     filters: FilterSettings = dataclasses.field(default_factory=FilterSettings)

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_longpo.generation.chunking import Chunk
 from megatron_longpo.generation.documents import Document
-from megatron_longpo.generation.engine import Completion
+from megatron_longpo.inference.engine import Completion
 
 
 @dataclasses.dataclass(frozen=True)

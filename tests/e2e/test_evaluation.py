@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_longpo.generation.engine import Completion
+from megatron_longpo.inference.engine import Completion
 from tests.support.evaluation import read_out, write_hotpotqa, write_squad
 from tests.support.hf_models import make_hf_model
 from tests.support.launch import Nursery

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.generation.engine import Completion
-from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.inference.engine import Completion
+from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
 from tests.support.hf_models import CHAT_TEMPLATE
 

@@ -17,8 +17,8 @@ from typing import Any
 import httpx2
 
 from megatron_longpo.generation.documents import Document
-from megatron_longpo.generation.engine import Completion
-from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.inference.engine import Completion
+from megatron_longpo.inference.sampling import Sampling
 
 
 def make_document(name: str, num_paragraphs: int = 8) -> Document:

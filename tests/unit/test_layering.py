@@ -14,12 +14,20 @@ LEVELS = {
     "config": 1,
     "losses": 2,
     "parallel": 3,
+    "pages": 1,
+    "inference": 4,
     **dict.fromkeys(("models", "data", "reference", "conversion", "generation", "evaluation", "estimation"), 4),
     "training": 5,
 }
 """A module imports from its own folder and from lower levels only."""
 
-ALLOWED_SIBLINGS = {("reference", "models"), ("reference", "data"), ("conversion", "models"), ("evaluation", "generation")}
+ALLOWED_SIBLINGS = {
+    ("reference", "models"),
+    ("reference", "data"),
+    ("conversion", "models"),
+    ("generation", "inference"),
+    ("evaluation", "inference"),
+}
 ALLOWED_MODULES = {("estimation", f"megatron_longpo.models.{name}") for name in ("architecture", "flops", "lora_targets")}
 """Single modules of a sibling: what they import in turn is no more than a folder may."""
 

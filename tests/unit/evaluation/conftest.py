@@ -7,7 +7,7 @@ import pytest
 
 from megatron_longpo.evaluation.sources import Sources
 from megatron_longpo.evaluation.text import Haystack, load_haystack
-from megatron_longpo.generation.engine import ChatTokenizer
+from megatron_longpo.inference.engine import PromptTokenizer
 from tests.support.evaluation import make_subword_tokenizer
 
 HAS_HARNESS = all(importlib.util.find_spec(name) for name in ("lm_eval", "rouge_score"))
@@ -22,13 +22,13 @@ def haystack() -> Haystack:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory, haystack: Haystack) -> ChatTokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory, haystack: Haystack) -> PromptTokenizer:
     """One that merges letters, so that the tokens of a text are not those of its parts."""
     folder: Path = tmp_path_factory.mktemp("tokenizer")
     make_subword_tokenizer(folder, " ".join(haystack.words[:20000]))
-    return ChatTokenizer.load(folder)
+    return PromptTokenizer.load(folder)
 
 
 @pytest.fixture(scope="session")
-def sources(tokenizer: ChatTokenizer, haystack: Haystack) -> Sources:
+def sources(tokenizer: PromptTokenizer, haystack: Haystack) -> Sources:
     return Sources(count=lambda message: len(tokenizer.encode_message(message)), haystack=haystack, seed=7)

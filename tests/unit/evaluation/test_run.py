@@ -14,7 +14,7 @@ from megatron_longpo.evaluation.plan import Plan
 from megatron_longpo.evaluation.reading import load_hotpotqa, load_squad
 from megatron_longpo.evaluation.run import evaluate
 from megatron_longpo.evaluation.scores import Scored, summarise_ruler
-from megatron_longpo.generation.engine import Completion
+from megatron_longpo.inference.engine import Completion
 from megatron_longpo.utils.errors import UserError
 from tests.support.evaluation import Reader, read_out, write_hotpotqa, write_squad
 

@@ -2,7 +2,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_longpo.generation.chunkers import CHUNKERS
@@ -56,6 +56,7 @@ def test_without_a_lower_bound_chunks_hold_every_word(text: str, max_tokens: int
 
 
 @given(TEXTS, st.integers(1, 40), st.integers(0, 5))
+@example("longerword\n \t\n    indented", 2, 0)
 def test_a_window_is_a_run_of_units_that_fits(text: str, max_tokens: int, seed: int) -> None:
     units = split_units(text, min(max_tokens, 6), count_words)
     window = choose_window(text, units, max_tokens, count_words, random.Random(seed))
@@ -65,10 +66,10 @@ def test_a_window_is_a_run_of_units_that_fits(text: str, max_tokens: int, seed: 
     first = units.index(window[0])
     assert window == units[first : first + len(window)]
     assert count_words([text[window[0].start : window[-1].end]])[0] <= max_tokens
-    following = units[first + len(window) : first + len(window) + 1]
-    preceding = units[first - 1 : first] if first else []
-    used = sum(unit.num_tokens for unit in window)
-    assert any(used + unit.num_tokens > max_tokens for unit in following + preceding)
+    # What stands between two units counts too, so a neighbour is too many by the text with it, not by its own tokens.
+    last = first + len(window)
+    wider = [units[max(0, first - 1) : last], units[first : last + 1]]
+    assert any(count_words([text[span[0].start : span[-1].end]])[0] > max_tokens for span in wider)
 
 
 def test_paragraphs_stay_whole_and_blank_lines_stay_as_they_are() -> None:

@@ -7,8 +7,8 @@ import pytest
 from megatron_longpo.generation.engines import build_generator, load_tokenizer
 from megatron_longpo.generation.filters import FILTERS
 from megatron_longpo.generation.options import add_arguments, read_settings
-from megatron_longpo.generation.server_engine import ServerEngine
 from megatron_longpo.generation.settings import GenerationSettings
+from megatron_longpo.inference.server_engine import ServerEngine
 from megatron_longpo.utils.errors import UserError
 from tests.support.scripted_generation import OpenAIServer
 

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
-from megatron_longpo.generation.asking import Asker
 from megatron_longpo.generation.documents import Document, GivenQuestion
-from megatron_longpo.generation.engine import ChatTokenizer, Completion
 from megatron_longpo.generation.filters import FILTERS, FilterSettings
-from megatron_longpo.generation.journal import Journal
 from megatron_longpo.generation.pipeline import Generator
 from megatron_longpo.generation.prompts import LEAD_INS
 from megatron_longpo.generation.records import restore_texts
-from megatron_longpo.generation.settings import GenerationSettings, Sampling
+from megatron_longpo.generation.settings import GenerationSettings
 from megatron_longpo.generation.work import Outcome
+from megatron_longpo.inference.asking import Asker
+from megatron_longpo.inference.engine import Completion, PromptTokenizer
+from megatron_longpo.inference.journal import Journal
+from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
 from tests.support.scripted_generation import ScriptedEngine, make_document
 
@@ -35,11 +36,11 @@ SETTINGS = GenerationSettings(
 
 
 @pytest.fixture(scope="module")
-def tokenizer(random_model: Path) -> ChatTokenizer:
-    return ChatTokenizer.load(random_model)
+def tokenizer(random_model: Path) -> PromptTokenizer:
+    return PromptTokenizer.load(random_model)
 
 
-def run(tokenizer: ChatTokenizer, engine: Any, documents: Sequence[Document], **changes: Any) -> list[Outcome]:
+def run(tokenizer: PromptTokenizer, engine: Any, documents: Sequence[Document], **changes: Any) -> list[Outcome]:
     """Outcomes, their records with the texts of the documents."""
     generator = Generator(engine, engine, tokenizer, 4096, dataclasses.replace(SETTINGS, **changes))
     return make(generator, documents)
@@ -54,7 +55,7 @@ def make(generator: Generator, documents: Sequence[Document]) -> list[Outcome]:
     ]
 
 
-def test_every_part_of_a_record_comes_from_its_own_document_and_chunk(tokenizer: ChatTokenizer) -> None:
+def test_every_part_of_a_record_comes_from_its_own_document_and_chunk(tokenizer: PromptTokenizer) -> None:
     documents = [make_document(name) for name in ("alpha", "beta", "gamma")]
     engine = ScriptedEngine(bad_chunks=("p1", "p5"))
     outcomes = run(tokenizer, engine, documents)
@@ -81,7 +82,7 @@ def test_every_part_of_a_record_comes_from_its_own_document_and_chunk(tokenizer:
         assert starts == sorted(set(starts))
 
 
-def test_a_document_without_questions_does_not_shift_the_others(tokenizer: ChatTokenizer) -> None:
+def test_a_document_without_questions_does_not_shift_the_others(tokenizer: PromptTokenizer) -> None:
     good = [make_document("alpha"), make_document("beta")]
     text = "\n\n".join("zz says nothing at all, " * 4 for _ in range(8))
     silent = Document(document_id="silent", text=text, metadata={}, domain="text")
@@ -92,7 +93,7 @@ def test_a_document_without_questions_does_not_shift_the_others(tokenizer: ChatT
     assert together[1].drops["chunk: no question in the model's output"] >= 3
 
 
-def test_nothing_depends_on_order_or_company(tokenizer: ChatTokenizer) -> None:
+def test_nothing_depends_on_order_or_company(tokenizer: PromptTokenizer) -> None:
     documents = [make_document(name) for name in ("alpha", "beta", "gamma", "delta")]
     forwards = run(tokenizer, ScriptedEngine(), documents)
     backwards = run(tokenizer, ScriptedEngine(), documents[::-1])
@@ -102,7 +103,7 @@ def test_nothing_depends_on_order_or_company(tokenizer: ChatTokenizer) -> None:
     assert [outcome.record["turns"] for outcome in other_seed] != [outcome.record["turns"] for outcome in forwards]
 
 
-def test_a_long_document_is_cut_to_fit_outside_its_chunks(tokenizer: ChatTokenizer) -> None:
+def test_a_long_document_is_cut_to_fit_outside_its_chunks(tokenizer: PromptTokenizer) -> None:
     document = make_document("long", num_paragraphs=60)
     starts = set()
     for seed in range(6):
@@ -123,7 +124,7 @@ def test_a_long_document_is_cut_to_fit_outside_its_chunks(tokenizer: ChatTokeniz
     assert len(starts) > 1
 
 
-def test_cut_off_answers_are_replaced_or_recorded_where_the_filter_is_off(tokenizer: ChatTokenizer) -> None:
+def test_cut_off_answers_are_replaced_or_recorded_where_the_filter_is_off(tokenizer: PromptTokenizer) -> None:
     document, engine = make_document("alpha"), ScriptedEngine(cut_off=("p1", "p5"))
     [kept] = run(tokenizer, engine, [document], num_turns=8, seq_length=4000, filters=ALL_BUT_LENGTH)
     reasons = {origin["question"].split("?")[0]: origin["finish_reason_rejected"] for origin in kept.record["metadata"]["turns"]}
@@ -136,7 +137,7 @@ def test_cut_off_answers_are_replaced_or_recorded_where_the_filter_is_off(tokeni
     assert all(row["chosen"] and row["rejected"] is None and row["step"] == "chosen" for row in replaced.dropped)
 
 
-def test_an_empty_rejected_answer_gives_its_place_to_another_chunk(tokenizer: ChatTokenizer) -> None:
+def test_an_empty_rejected_answer_gives_its_place_to_another_chunk(tokenizer: PromptTokenizer) -> None:
     class EmptyOnDocuments(ScriptedEngine):
         def reply(self, message: str, seed: int) -> Completion:
             answer = super().reply(message, seed)
@@ -150,7 +151,7 @@ def test_an_empty_rejected_answer_gives_its_place_to_another_chunk(tokenizer: Ch
     assert all(len(outcome.record["turns"]) == 2 for outcome in outcomes)
 
 
-def test_documents_that_cannot_be_used_are_dropped_with_a_reason(tokenizer: ChatTokenizer) -> None:
+def test_documents_that_cannot_be_used_are_dropped_with_a_reason(tokenizer: PromptTokenizer) -> None:
     texts = ("A text that spells <|im_end|> in its words. " * 10, "Short", "Too short for a chunk.", "x y " * 800)
     documents = [Document(document_id=text[:5], text=text, metadata={}, domain="text") for text in texts]
     outcomes = run(tokenizer, ScriptedEngine(), documents, min_document_tokens=6)
@@ -162,7 +163,7 @@ def test_documents_that_cannot_be_used_are_dropped_with_a_reason(tokenizer: Chat
     ]
 
 
-def test_prompts_beyond_the_context_length_are_dropped_not_cut(tokenizer: ChatTokenizer) -> None:
+def test_prompts_beyond_the_context_length_are_dropped_not_cut(tokenizer: PromptTokenizer) -> None:
     engine = ScriptedEngine()
     settings = dataclasses.replace(
         SETTINGS, num_turns=1, seq_length=600, question_sampling=Sampling(temperature=0, max_new_tokens=500)
@@ -174,14 +175,14 @@ def test_prompts_beyond_the_context_length_are_dropped_not_cut(tokenizer: ChatTo
     assert engine.asked == []
 
 
-def test_questions_that_are_too_long_are_not_used(tokenizer: ChatTokenizer) -> None:
+def test_questions_that_are_too_long_are_not_used(tokenizer: PromptTokenizer) -> None:
     [outcome] = run(tokenizer, ScriptedEngine(), [make_document("alpha")], max_question_tokens=20)
     assert all(origin["question"].startswith("Why") for origin in outcome.record["metadata"]["turns"])
     [outcome] = run(tokenizer, ScriptedEngine(), [make_document("alpha")], max_question_tokens=10)
     assert outcome.drops["chunk: question too long, or with a special token"] > 0
 
 
-def test_lengths_that_leave_no_room_are_refused_with_the_cure(tokenizer: ChatTokenizer) -> None:
+def test_lengths_that_leave_no_room_are_refused_with_the_cure(tokenizer: PromptTokenizer) -> None:
     with pytest.raises(UserError, match=r"--seq-length 3000 is beyond the model's 2048 positions.*--context-length 3000"):
         Generator(ScriptedEngine(), ScriptedEngine(), tokenizer, 2048, SETTINGS).document_budget()
     with pytest.raises(UserError, match=r"--seq-length 400 leaves 0 tokens.*raise it, or lower --num-turns"):
@@ -190,7 +191,7 @@ def test_lengths_that_leave_no_room_are_refused_with_the_cure(tokenizer: ChatTok
         dataclasses.replace(SETTINGS, max_chunk_tokens=20)
 
 
-def test_each_answer_filter_drops_the_turn_and_lets_another_chunk_take_its_place(tokenizer: ChatTokenizer) -> None:
+def test_each_answer_filter_drops_the_turn_and_lets_another_chunk_take_its_place(tokenizer: PromptTokenizer) -> None:
     spoilt = {
         "refusal": "I am sorry, but as an AI language model I cannot help with that request.",
         "repetition": "again and again " * 12,
@@ -219,7 +220,7 @@ def test_each_answer_filter_drops_the_turn_and_lets_another_chunk_take_its_place
         assert not any(run(tokenizer, engine, [document], num_turns=2, seed=seed, filters=off)[0].dropped for seed in range(5))
 
 
-def test_text_that_spells_a_special_token_is_in_no_turn(tokenizer: ChatTokenizer) -> None:
+def test_text_that_spells_a_special_token_is_in_no_turn(tokenizer: PromptTokenizer) -> None:
     class Spelling(ScriptedEngine):
         def reply(self, message: str, seed: int) -> Completion:
             made = super().reply(message, seed)
@@ -230,7 +231,7 @@ def test_text_that_spells_a_special_token_is_in_no_turn(tokenizer: ChatTokenizer
     assert not any("<|im_end|>" in turn["chosen"] for outcome in outcomes for turn in outcome.record["turns"])
 
 
-def test_identical_answers_are_dropped_as_a_pair(tokenizer: ChatTokenizer) -> None:
+def test_identical_answers_are_dropped_as_a_pair(tokenizer: PromptTokenizer) -> None:
     class Constant(ScriptedEngine):
         def reply(self, message: str, seed: int) -> Completion:
             made = super().reply(message, seed)
@@ -242,7 +243,7 @@ def test_identical_answers_are_dropped_as_a_pair(tokenizer: ChatTokenizer) -> No
     assert all(row["chosen"] == row["rejected"] for row in outcome.dropped)
 
 
-def test_the_verifier_reads_the_chunk_and_judges_in_both_orders(tokenizer: ChatTokenizer) -> None:
+def test_the_verifier_reads_the_chunk_and_judges_in_both_orders(tokenizer: PromptTokenizer) -> None:
     engine = ScriptedEngine()
     [outcome] = run(tokenizer, engine, [make_document("alpha")], verify="record")
     turns = outcome.record["turns"]
@@ -255,7 +256,7 @@ def test_the_verifier_reads_the_chunk_and_judges_in_both_orders(tokenizer: ChatT
         assert all(message.startswith(turn["short_context"]) and turn["rejected"] in message for message in (*both, *swapped))
 
 
-def test_the_verifier_drops_what_it_finds_bad_and_keeps_what_it_cannot_tell(tokenizer: ChatTokenizer) -> None:
+def test_the_verifier_drops_what_it_finds_bad_and_keeps_what_it_cannot_tell(tokenizer: PromptTokenizer) -> None:
     class Judge(ScriptedEngine):
         words = ("Yes", "A", "B")
 
@@ -284,7 +285,7 @@ def test_the_verifier_drops_what_it_finds_bad_and_keeps_what_it_cannot_tell(toke
     assert [(origin["verified_chosen"], origin["verified_better"]) for origin in recorded] == [(False, False)] * 3
 
 
-def test_the_margin_is_that_of_the_answers_given_the_chunk(tokenizer: ChatTokenizer) -> None:
+def test_the_margin_is_that_of_the_answers_given_the_chunk(tokenizer: PromptTokenizer) -> None:
     engine = ScriptedEngine()
     [outcome] = run(tokenizer, engine, [make_document("alpha")], logprob_margin="record")
     for turn, origin in zip(outcome.record["turns"], outcome.record["metadata"]["turns"], strict=True):
@@ -294,7 +295,7 @@ def test_the_margin_is_that_of_the_answers_given_the_chunk(tokenizer: ChatTokeni
     assert set(dropped.drops) == {"turn: log-prob margin below --min-logprob-margin", "document: no turn left"}
 
 
-def test_questions_of_the_document_are_asked_of_the_chunk_that_they_are_about(tokenizer: ChatTokenizer) -> None:
+def test_questions_of_the_document_are_asked_of_the_chunk_that_they_are_about(tokenizer: PromptTokenizer) -> None:
     document = make_document("alpha")
     text = document.text
     about = [text.index(f"p{number} of") for number in (2, 6)]
@@ -311,7 +312,7 @@ def test_questions_of_the_document_are_asked_of_the_chunk_that_they_are_about(to
     assert not any("Write " in message for message in engine.asked)
 
 
-def test_a_question_generator_of_the_users_takes_the_models_place(tokenizer: ChatTokenizer) -> None:
+def test_a_question_generator_of_the_users_takes_the_models_place(tokenizer: PromptTokenizer) -> None:
     engine, calls = ScriptedEngine(), []
 
     def make_questions(chunk: str, number: int, seed: int) -> list[str]:
@@ -327,7 +328,7 @@ def test_a_question_generator_of_the_users_takes_the_models_place(tokenizer: Cha
     assert outcome.record["metadata"]["generation"]["questions_by"] == "mine"
 
 
-def test_turns_stand_in_document_order_or_shuffled_by_seed(tokenizer: ChatTokenizer) -> None:
+def test_turns_stand_in_document_order_or_shuffled_by_seed(tokenizer: PromptTokenizer) -> None:
     document = make_document("alpha", num_paragraphs=16)
     orders = set()
     for seed in range(6):

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_longpo.generation.markup import element, escape
 from megatron_longpo.generation.report_page import render_page, write_report
 from megatron_longpo.generation.statistics import collect
+from megatron_longpo.pages.markup import element, escape
 from tests.support.generated_records import make_dropped, make_record
 
 VOID = {"meta", "path", "use", "rect"}

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from megatron_longpo.generation.documents import DocumentSource
-from megatron_longpo.generation.engine import ChatTokenizer, Completion
 from megatron_longpo.generation.filters import FILTERS, FilterSettings
-from megatron_longpo.generation.http_server import HttpServer, Limits
 from megatron_longpo.generation.pipeline import Generator
 from megatron_longpo.generation.run import Job, beside, generate, merge
-from megatron_longpo.generation.server_engine import ServerEngine, ServerPool
-from megatron_longpo.generation.settings import GenerationSettings, Sampling
+from megatron_longpo.generation.settings import GenerationSettings
 from megatron_longpo.generation.shards import Shard
-from megatron_longpo.generation.transformers_engine import TransformersEngine
+from megatron_longpo.inference.engine import Completion, PromptTokenizer
+from megatron_longpo.inference.http_server import HttpServer, Limits
+from megatron_longpo.inference.sampling import Sampling
+from megatron_longpo.inference.server_engine import ServerEngine, ServerPool
+from megatron_longpo.inference.transformers_engine import TransformersEngine
 from megatron_longpo.utils.errors import UserError
 from tests.support.scripted_generation import OpenAIServer, ScriptedEngine, answer, some_faults
 
@@ -47,21 +48,21 @@ def documents(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(random_model: Path) -> ChatTokenizer:
-    return ChatTokenizer.load(random_model)
+def tokenizer(random_model: Path) -> PromptTokenizer:
+    return PromptTokenizer.load(random_model)
 
 
 def make_job(documents: Path, output: Path, **changes: Any) -> Job:
     return Job(source=DocumentSource(path=str(documents)), output=output, **changes)
 
 
-def scripted(tokenizer: ChatTokenizer, engine: Any = None, **changes: Any) -> Generator:
+def scripted(tokenizer: PromptTokenizer, engine: Any = None, **changes: Any) -> Generator:
     engine = engine or ScriptedEngine()
     return Generator(engine, engine, tokenizer, 4096, dataclasses.replace(SETTINGS, **changes))
 
 
 def in_process(folder: Path) -> Generator:
-    tokenizer = ChatTokenizer.load(folder)
+    tokenizer = PromptTokenizer.load(folder)
     limits = {"group_size": 2, "max_batch_tokens": 900}
     engine = TransformersEngine.load(folder, tokenizer, dtype="float32", device=torch.device("cpu"), **limits)
     settings = dataclasses.replace(SETTINGS, filters=FilterSettings(enabled=frozenset()))  # this model only asks
@@ -124,16 +125,16 @@ def test_other_settings_and_other_texts_are_made_anew(documents: Path, tmp_path:
 
 def test_another_chat_template_makes_everything_anew(documents: Path, tmp_path: Path, random_model: Path) -> None:
     job = make_job(documents, tmp_path / "pairs.jsonl")
-    generate(job, scripted(ChatTokenizer.load(random_model)))
-    again = ChatTokenizer.load(random_model).tokenizer
+    generate(job, scripted(PromptTokenizer.load(random_model)))
+    again = PromptTokenizer.load(random_model).tokenizer
     again.chat_template = again.chat_template.replace("user", "human").replace("<|im_start|>", "<|im_start|> ")
-    other = ChatTokenizer(again)
-    assert other.fingerprint != ChatTokenizer.load(random_model).fingerprint
+    other = PromptTokenizer(again)
+    assert other.fingerprint != PromptTokenizer.load(random_model).fingerprint
     assert generate(job, scripted(other)).resumed == 0
 
 
 def test_documents_that_change_while_they_are_read_end_the_run(
-    documents: Path, tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+    documents: Path, tmp_path: Path, tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(documents, tmp_path / "pairs.jsonl")
     first = list(job.documents())
@@ -146,7 +147,7 @@ def test_documents_that_change_while_they_are_read_end_the_run(
         assert not job.output.exists()
 
 
-def test_answers_serve_other_settings_that_ask_the_same(documents: Path, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+def test_answers_serve_other_settings_that_ask_the_same(documents: Path, tmp_path: Path, tokenizer: PromptTokenizer) -> None:
     engine, job = ScriptedEngine(), make_job(documents, tmp_path / "pairs.jsonl")
     generate(job, scripted(tokenizer, engine))
     asked = len(engine.asked)
@@ -155,7 +156,7 @@ def test_answers_serve_other_settings_that_ask_the_same(documents: Path, tmp_pat
     assert len(engine.asked) == asked + 3 * 10
 
 
-def test_shards_merge_to_what_one_run_makes(documents: Path, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+def test_shards_merge_to_what_one_run_makes(documents: Path, tmp_path: Path, tokenizer: PromptTokenizer) -> None:
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     generate(make_job(documents, whole), scripted(tokenizer))
     shards = [make_job(documents, parts, shard=Shard(index, 3)) for index in range(3)]
@@ -175,7 +176,7 @@ def test_shards_merge_to_what_one_run_makes(documents: Path, tmp_path: Path, tok
             Shard.parse(text)
 
 
-def test_a_shard_that_is_not_done_is_not_merged(documents: Path, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+def test_a_shard_that_is_not_done_is_not_merged(documents: Path, tmp_path: Path, tokenizer: PromptTokenizer) -> None:
     parts = tmp_path / "parts.jsonl"
     for index in range(2):
         job = make_job(documents, parts, shard=Shard(index, 2), max_documents=3 if index else None)
@@ -185,14 +186,14 @@ def test_a_shard_that_is_not_done_is_not_merged(documents: Path, tmp_path: Path,
     assert not parts.exists()
 
 
-def serve(tokenizer: ChatTokenizer, *servers: OpenAIServer, concurrency: int = 2, max_retries: int = 12) -> ServerEngine:
+def serve(tokenizer: PromptTokenizer, *servers: OpenAIServer, concurrency: int = 2, max_retries: int = 12) -> ServerEngine:
     limits = Limits(concurrency=concurrency, timeout=5.0, max_retries=max_retries)
     pool = ServerPool([HttpServer(server.url, limits) for server in servers], limits, wait=lambda _: None)
     return ServerEngine(pool, tokenizer)
 
 
 def test_the_output_does_not_depend_on_concurrency_servers_or_faults(
-    documents: Path, tmp_path: Path, tokenizer: ChatTokenizer
+    documents: Path, tmp_path: Path, tokenizer: PromptTokenizer
 ) -> None:
     outputs = []
     kinds = ("429", "500", "cut", "truncated", "no-choices", "not-json", "null")
@@ -209,7 +210,7 @@ def test_the_output_does_not_depend_on_concurrency_servers_or_faults(
 
 
 def test_requests_without_an_answer_hold_the_output_back_until_told_otherwise(
-    documents: Path, tmp_path: Path, tokenizer: ChatTokenizer
+    documents: Path, tmp_path: Path, tokenizer: PromptTokenizer
 ) -> None:
     output = tmp_path / "pairs.jsonl"
     whole = tmp_path / "whole.jsonl"
@@ -241,7 +242,7 @@ def test_requests_without_an_answer_hold_the_output_back_until_told_otherwise(
 
 
 def test_the_report_and_the_dropped_turns_lie_beside_the_output(
-    documents: Path, tmp_path: Path, tokenizer: ChatTokenizer
+    documents: Path, tmp_path: Path, tokenizer: PromptTokenizer
 ) -> None:
     class Refusing(ScriptedEngine):
         def reply(self, message: str, seed: int) -> Completion:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_longpo.generation.asking import Asker, Request, Step
-from megatron_longpo.generation.engine import Completion
-from megatron_longpo.generation.journal import Journal
-from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.inference.asking import Asker, Request, Step
+from megatron_longpo.inference.engine import Completion
+from megatron_longpo.inference.journal import Journal
+from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
 from tests.support.scripted_generation import ScriptedEngine, answer
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
 
 
@@ -80,7 +80,7 @@ class Engine(Protocol):
         ...
 
 
-class ChatTokenizer:
+class PromptTokenizer:
     """A Hugging Face tokenizer with its chat template.
 
     The ids of a conversation are those of its rendered text, encoded once without added special tokens: the template has
@@ -100,7 +100,7 @@ class ChatTokenizer:
         self._lock = threading.Lock()  # the library's tokenizers lend their state to one thread at a time
 
     @classmethod
-    def load(cls, path: Path) -> ChatTokenizer:
+    def load(cls, path: Path) -> PromptTokenizer:
         """Read a tokenizer from a Hugging Face folder.
 
         Raises:

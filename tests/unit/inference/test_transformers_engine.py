@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_longpo.generation.engine import ChatTokenizer, Completion
-from megatron_longpo.generation.settings import Sampling
-from megatron_longpo.generation.transformers_engine import TransformersEngine, sample_tokens
+from megatron_longpo.inference.engine import Completion, PromptTokenizer
+from megatron_longpo.inference.sampling import Sampling
+from megatron_longpo.inference.transformers_engine import TransformersEngine, sample_tokens
 from tests.support.hf_models import make_hf_model
 
 DOCUMENT = "The quick brown fox jumps over the lazy dog. " * 6
@@ -27,7 +27,7 @@ def complete(
 
 
 def load(folder: Path, max_batch_tokens: int = 100_000) -> TransformersEngine:
-    tokenizer = ChatTokenizer.load(folder)
+    tokenizer = PromptTokenizer.load(folder)
     cpu = torch.device("cpu")
     return TransformersEngine.load(folder, tokenizer, dtype="float32", device=cpu, max_batch_tokens=max_batch_tokens)
 
@@ -74,7 +74,7 @@ def test_finish_reason_tells_who_ended_the_answer(chain_model: Path) -> None:
 
 
 def test_a_prompt_has_no_second_start_token(random_model: Path) -> None:
-    tokenizer = ChatTokenizer.load(random_model)
+    tokenizer = PromptTokenizer.load(random_model)
     ids = tokenizer.encode_message("Hello")
     rendered = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     assert ids == tokenizer.encode(rendered)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from megatron_longpo.generation.engine import ChatTokenizer, Completion
-from megatron_longpo.generation.settings import Sampling
-from megatron_longpo.generation.vllm_engine import VllmEngine
+from megatron_longpo.inference.engine import Completion, PromptTokenizer
+from megatron_longpo.inference.sampling import Sampling
+from megatron_longpo.inference.vllm_engine import VllmEngine
 
 
 class SamplingParams:
@@ -55,7 +55,7 @@ class LLM:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, random_model: Path) -> VllmEngine:
     monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=LLM, SamplingParams=SamplingParams))
-    tokenizer = ChatTokenizer.load(random_model)
+    tokenizer = PromptTokenizer.load(random_model)
     return VllmEngine.load(random_model, tokenizer, dtype="bfloat16", context_length=512, fingerprint="f", group_size=4)
 
 

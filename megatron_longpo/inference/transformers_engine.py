@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from megatron_longpo.generation.engine import ChatTokenizer, Completion
-from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.inference.engine import Completion, PromptTokenizer
+from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
 
 FINGERPRINTED = (".safetensors", ".json", ".jinja", ".model")
@@ -25,7 +25,7 @@ class TransformersEngine:
     concurrency = 1
 
     def __init__(
-        self, model: Any, tokenizer: ChatTokenizer, *, fingerprint: str, max_batch_tokens: int = 16384, group_size: int = 8
+        self, model: Any, tokenizer: PromptTokenizer, *, fingerprint: str, max_batch_tokens: int = 16384, group_size: int = 8
     ) -> None:
         """Wrap a model.
 
@@ -49,7 +49,7 @@ class TransformersEngine:
 
     @classmethod
     def load(
-        cls, path: Path, tokenizer: ChatTokenizer, *, dtype: str, device: torch.device, **limits: int
+        cls, path: Path, tokenizer: PromptTokenizer, *, dtype: str, device: torch.device, **limits: int
     ) -> TransformersEngine:
         """Read a model from a Hugging Face folder; ``limits`` are those of the constructor.
 
@@ -238,7 +238,7 @@ def _common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
-def _stop_ids(model: Any, tokenizer: ChatTokenizer) -> list[int]:
+def _stop_ids(model: Any, tokenizer: PromptTokenizer) -> list[int]:
     """Collect the tokens that end an answer, from the tokenizer and from the model's generation configuration."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
     several = configured if isinstance(configured, list) else [configured]

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
-from megatron_longpo.generation.engine import ChatTokenizer, Completion
-from megatron_longpo.generation.http_server import HttpServer, Limits, RefusedError, TryAgainError
-from megatron_longpo.generation.settings import Sampling
-from megatron_longpo.generation.threads import in_threads
+from megatron_longpo.inference.engine import Completion, PromptTokenizer
+from megatron_longpo.inference.http_server import HttpServer, Limits, RefusedError, TryAgainError
+from megatron_longpo.inference.sampling import Sampling
+from megatron_longpo.inference.threads import in_threads
 from megatron_longpo.utils.errors import UserError
 
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.5, 60.0
@@ -135,7 +135,7 @@ class ServerEngine:
     def __init__(
         self,
         pool: ServerPool,
-        tokenizer: ChatTokenizer,
+        tokenizer: PromptTokenizer,
         *,
         model: str | None = None,
         rotary_base: float | None = None,

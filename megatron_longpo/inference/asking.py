@@ -10,9 +10,9 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 
-from megatron_longpo.generation.engine import Completion, Engine
-from megatron_longpo.generation.journal import Journal
-from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.inference.engine import Completion, Engine
+from megatron_longpo.inference.journal import Journal
+from megatron_longpo.inference.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_longpo.generation.journal import Journal
+from megatron_longpo.inference.journal import Journal
 from megatron_longpo.utils.errors import UserError
 
 

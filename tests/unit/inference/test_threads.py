@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_longpo.generation.threads import in_threads
+from megatron_longpo.inference.threads import in_threads
 
 
 @pytest.mark.parametrize("number", [1, 3, 50])

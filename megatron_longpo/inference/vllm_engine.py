@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.generation.engine import ChatTokenizer, Completion
-from megatron_longpo.generation.settings import Sampling
+from megatron_longpo.inference.engine import Completion, PromptTokenizer
+from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
 
 
@@ -17,14 +17,14 @@ class VllmEngine:
     concurrency = 1
     """Documents come in groups; vLLM itself runs their requests side by side."""
 
-    def __init__(self, model: Any, tokenizer: ChatTokenizer, *, fingerprint: str, group_size: int = 8) -> None:
+    def __init__(self, model: Any, tokenizer: PromptTokenizer, *, fingerprint: str, group_size: int = 8) -> None:
         """Wrap a ``vllm.LLM``."""
         self.model, self.tokenizer = model, tokenizer
         self.fingerprint, self.group_size = fingerprint, group_size
 
     @classmethod
     def load(
-        cls, path: Path, tokenizer: ChatTokenizer, *, dtype: str, context_length: int, fingerprint: str, group_size: int = 8
+        cls, path: Path, tokenizer: PromptTokenizer, *, dtype: str, context_length: int, fingerprint: str, group_size: int = 8
     ) -> VllmEngine:
         """Load a Hugging Face folder.
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_longpo.generation.engine import ChatTokenizer, Completion
-from megatron_longpo.generation.http_server import HttpServer, Limits
-from megatron_longpo.generation.server_engine import MOST_FAILURES, ServerEngine, ServerPool
-from megatron_longpo.generation.settings import Sampling
-from megatron_longpo.generation.threads import in_threads
-from megatron_longpo.generation.transformers_engine import TransformersEngine
+from megatron_longpo.inference.engine import Completion, PromptTokenizer
+from megatron_longpo.inference.http_server import HttpServer, Limits
+from megatron_longpo.inference.sampling import Sampling
+from megatron_longpo.inference.server_engine import MOST_FAILURES, ServerEngine, ServerPool
+from megatron_longpo.inference.threads import in_threads
+from megatron_longpo.inference.transformers_engine import TransformersEngine
 from megatron_longpo.utils.errors import UserError
 from tests.support.launch import free_port
 from tests.support.scripted_generation import FAULTS, OpenAIServer, answer, some_faults
@@ -30,11 +30,11 @@ ENDLESS = ("slow", "trickle")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(random_model: Path) -> ChatTokenizer:
-    return ChatTokenizer.load(random_model)
+def tokenizer(random_model: Path) -> PromptTokenizer:
+    return PromptTokenizer.load(random_model)
 
 
-def connect(tokenizer: ChatTokenizer, *servers: OpenAIServer, limits: Limits = LIMITS, **options: Any) -> ServerEngine:
+def connect(tokenizer: PromptTokenizer, *servers: OpenAIServer, limits: Limits = LIMITS, **options: Any) -> ServerEngine:
     wait = options.pop("wait", lambda seconds: None)
     return ServerEngine(
         ServerPool([HttpServer(server.url, limits) for server in servers], limits, wait=wait), tokenizer, **options
@@ -56,7 +56,7 @@ def expected(asked: list[str]) -> list[Completion]:
     return [answer(message, seed) for seed, message in enumerate(asked)]
 
 
-def test_a_request_says_what_is_wanted_and_the_answer_is_read_as_it_is(tokenizer: ChatTokenizer) -> None:
+def test_a_request_says_what_is_wanted_and_the_answer_is_read_as_it_is(tokenizer: PromptTokenizer) -> None:
     with OpenAIServer() as server:
         engine = connect(tokenizer, server, extra={"cache_prompt": False})
         asked = messages(3)
@@ -73,7 +73,7 @@ def test_a_request_says_what_is_wanted_and_the_answer_is_read_as_it_is(tokenizer
 
 
 @pytest.mark.parametrize("fault", ENDLESS)
-def test_an_answer_that_does_not_end_is_given_up_and_asked_for_again(tokenizer: ChatTokenizer, fault: str) -> None:
+def test_an_answer_that_does_not_end_is_given_up_and_asked_for_again(tokenizer: PromptTokenizer, fault: str) -> None:
     with OpenAIServer(faults=lambda message, tries: fault if tries < 1 else None) as server:
         asked = messages(2)
         assert ask(connect(tokenizer, server, limits=IMPATIENT), asked) == expected(asked)
@@ -81,7 +81,7 @@ def test_an_answer_that_does_not_end_is_given_up_and_asked_for_again(tokenizer: 
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ENDLESS])
-def test_each_fault_is_mended_by_asking_again(tokenizer: ChatTokenizer, fault: str) -> None:
+def test_each_fault_is_mended_by_asking_again(tokenizer: PromptTokenizer, fault: str) -> None:
     with OpenAIServer(faults=lambda message, tries: fault if tries < 2 else None) as server:
         asked = messages(2)
         assert ask(connect(tokenizer, server), asked) == expected(asked)
@@ -89,7 +89,7 @@ def test_each_fault_is_mended_by_asking_again(tokenizer: ChatTokenizer, fault: s
         assert len(server.asked) == 6
 
 
-def test_many_requests_and_faults_lose_nothing_and_repeat_nothing(tokenizer: ChatTokenizer) -> None:
+def test_many_requests_and_faults_lose_nothing_and_repeat_nothing(tokenizer: PromptTokenizer) -> None:
     kinds = [fault for fault in FAULTS if fault not in ENDLESS]
     servers = [OpenAIServer(faults=some_faults(seed, 0.4, kinds)) for seed in range(3)]
     asked = messages(120)
@@ -99,7 +99,7 @@ def test_many_requests_and_faults_lose_nothing_and_repeat_nothing(tokenizer: Cha
         server.close()
 
 
-def test_no_more_requests_are_under_way_than_allowed(tokenizer: ChatTokenizer) -> None:
+def test_no_more_requests_are_under_way_than_allowed(tokenizer: PromptTokenizer) -> None:
     with OpenAIServer(delay=0.03) as server:
         engine = connect(tokenizer, server, limits=Limits(concurrency=3))
         documents = [[f"{name} {message}" for message in messages(5)] for name in "abcd"]
@@ -108,7 +108,7 @@ def test_no_more_requests_are_under_way_than_allowed(tokenizer: ChatTokenizer) -
         assert server.most_at_once == 3
 
 
-def test_waiting_for_a_turn_takes_nothing_from_a_requests_time(tokenizer: ChatTokenizer) -> None:
+def test_waiting_for_a_turn_takes_nothing_from_a_requests_time(tokenizer: PromptTokenizer) -> None:
     with OpenAIServer(delay=0.1) as server:
         engine = connect(tokenizer, server, limits=Limits(concurrency=1, timeout=2.0, max_retries=0))
         asked = messages(30)  # three seconds in a row
@@ -116,7 +116,7 @@ def test_waiting_for_a_turn_takes_nothing_from_a_requests_time(tokenizer: ChatTo
         assert [found[message] for message in asked] == [answer(message, 0) for message in asked]
 
 
-def test_requests_about_one_text_go_to_one_server_and_texts_spread_over_all(tokenizer: ChatTokenizer) -> None:
+def test_requests_about_one_text_go_to_one_server_and_texts_spread_over_all(tokenizer: PromptTokenizer) -> None:
     servers = [OpenAIServer(delay=0.01) for _ in range(3)]
     engine = connect(tokenizer, *servers)
     texts = [f"Document {number}: " + "words " * 1000 for number in range(9)]
@@ -129,7 +129,7 @@ def test_requests_about_one_text_go_to_one_server_and_texts_spread_over_all(toke
         server.close()
 
 
-def test_a_server_that_dies_leaves_its_work_to_the_others(tokenizer: ChatTokenizer) -> None:
+def test_a_server_that_dies_leaves_its_work_to_the_others(tokenizer: PromptTokenizer) -> None:
     good, dying = OpenAIServer(), OpenAIServer()
     engine = connect(tokenizer, dying, good)
     dying.close()
@@ -140,7 +140,7 @@ def test_a_server_that_dies_leaves_its_work_to_the_others(tokenizer: ChatTokeniz
     good.close()
 
 
-def test_one_bad_request_does_not_hold_up_the_others(tokenizer: ChatTokenizer) -> None:
+def test_one_bad_request_does_not_hold_up_the_others(tokenizer: PromptTokenizer) -> None:
     pauses: dict[str, list[float]] = {}
 
     def wait(seconds: float) -> None:
@@ -153,7 +153,7 @@ def test_one_bad_request_does_not_hold_up_the_others(tokenizer: ChatTokenizer) -
     assert len(pauses) == 1  # the thread of the bad request
 
 
-def test_servers_that_are_gone_for_good_end_the_run(tokenizer: ChatTokenizer) -> None:
+def test_servers_that_are_gone_for_good_end_the_run(tokenizer: PromptTokenizer) -> None:
     asked = messages(40)
     with OpenAIServer(faults=lambda message, tries: "503" if len(server.answered) >= 5 else None) as server:
         engine = connect(tokenizer, server, limits=Limits(concurrency=1, max_retries=1))
@@ -164,7 +164,7 @@ def test_servers_that_are_gone_for_good_end_the_run(tokenizer: ChatTokenizer) ->
     assert len(server.asked) == 5 + 2 * MOST_FAILURES
 
 
-def test_the_first_request_about_a_text_goes_ahead_of_the_others(tokenizer: ChatTokenizer) -> None:
+def test_the_first_request_about_a_text_goes_ahead_of_the_others(tokenizer: PromptTokenizer) -> None:
     texts = ["Document one. " * 400, "Document two. " * 400]
     asked = [f"{text}\n\nQuestion {number}?" for text in texts for number in range(4)]
     with OpenAIServer(delay=0.1) as server:
@@ -174,7 +174,7 @@ def test_the_first_request_about_a_text_goes_ahead_of_the_others(tokenizer: Chat
     assert server.most_at_once == 6
 
 
-def test_retry_after_is_obeyed_and_pauses_grow(tokenizer: ChatTokenizer) -> None:
+def test_retry_after_is_obeyed_and_pauses_grow(tokenizer: PromptTokenizer) -> None:
     for fault, least in (("429", [3.0] * 4), ("500", [0.25, 0.5, 1.0, 2.0])):
         pauses: list[float] = []
         with OpenAIServer(faults=lambda message, tries, fault=fault: fault if tries < 4 else None) as server:
@@ -187,7 +187,7 @@ def test_retry_after_is_obeyed_and_pauses_grow(tokenizer: ChatTokenizer) -> None
             assert all(low <= pause + 0.1 and pause <= 2 * low + 0.1 for low, pause in zip(least, pauses, strict=True))
 
 
-def test_a_request_that_stays_bad_fails_alone(tokenizer: ChatTokenizer) -> None:
+def test_a_request_that_stays_bad_fails_alone(tokenizer: PromptTokenizer) -> None:
     asked = messages(6)
     bad = {asked[2]: "400", asked[4]: "500"}
     with OpenAIServer(faults=lambda message, tries: bad.get(message)) as server:
@@ -204,14 +204,14 @@ def test_a_request_that_stays_bad_fails_alone(tokenizer: ChatTokenizer) -> None:
     [("400", "refuses the first request .*HTTP 400"), ("401", "HTTP 401.*API key"), ("500", "no server has answered anything")],
 )
 def test_a_server_that_is_wrong_for_all_requests_stops_the_run_in_one_line(
-    tokenizer: ChatTokenizer, fault: str, message: str
+    tokenizer: PromptTokenizer, fault: str, message: str
 ) -> None:
     with OpenAIServer(faults=lambda text, tries: fault) as server, pytest.raises(UserError, match=message) as caught:
         ask(connect(tokenizer, server, limits=Limits(concurrency=1, max_retries=1)), messages(3))
     assert "\n" not in str(caught.value)
 
 
-def test_answers_that_came_before_the_end_are_yielded(tokenizer: ChatTokenizer) -> None:
+def test_answers_that_came_before_the_end_are_yielded(tokenizer: PromptTokenizer) -> None:
     asked = messages(10)
     found: dict[int, Completion] = {}
     with OpenAIServer(faults=lambda message, tries: "401" if message == asked[6] else None) as server:
@@ -223,7 +223,7 @@ def test_answers_that_came_before_the_end_are_yielded(tokenizer: ChatTokenizer) 
         assert 6 <= len(found) < 10
 
 
-def test_what_comes_back_is_bounded_in_size_and_time(tokenizer: ChatTokenizer) -> None:
+def test_what_comes_back_is_bounded_in_size_and_time(tokenizer: PromptTokenizer) -> None:
     for fault in ("enormous", "trickle", "slow"):
         with OpenAIServer(faults=lambda message, tries, fault=fault: fault if "1?" in message else None) as server:
             started = time.monotonic()
@@ -237,15 +237,15 @@ def test_what_comes_back_is_bounded_in_size_and_time(tokenizer: ChatTokenizer) -
     "content",
     ["", "  \n ", "\u00fc \u4e2d\u6587 \U0001f600", "\\ud800 half", '"quoted" {"a": 1}', "x" * 10_000],
 )
-def test_any_text_is_an_answer(tokenizer: ChatTokenizer, content: str) -> None:
+def test_any_text_is_an_answer(tokenizer: PromptTokenizer, content: str) -> None:
     with OpenAIServer(reply=lambda message, seed: Completion(content, "length", 3)) as server:
         assert ask(connect(tokenizer, server), ["What?"]) == [Completion(content.strip(), "length", 3)]
 
 
 def test_bodies_with_anything_in_them_never_break_the_reader(
-    tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_longpo.generation.server_engine.MOST_FAILURES", 10_000)
+    monkeypatch.setattr("megatron_longpo.inference.server_engine.MOST_FAILURES", 10_000)
     rng = random.Random(0)
     values: list[Any] = [None, 3, "text", [], {}, [None], [3], {"message": None}, True, "\ud800"]
     good = json.loads(OpenAIServer._body(Completion("fine", "stop", 1)))
@@ -270,7 +270,7 @@ def test_bodies_with_anything_in_them_never_break_the_reader(
             completion.text.encode()
 
 
-def test_the_model_is_found_or_asked_for(tokenizer: ChatTokenizer) -> None:
+def test_the_model_is_found_or_asked_for(tokenizer: PromptTokenizer) -> None:
     with OpenAIServer(models=("one", "two")) as several, OpenAIServer(models=()) as none, OpenAIServer() as other:
         assert connect(tokenizer, several, model="two").describe()["model"] == "two"
         with pytest.raises(UserError, match="serves one, two; name one with --served-model"):
@@ -286,11 +286,11 @@ def test_the_model_is_found_or_asked_for(tokenizer: ChatTokenizer) -> None:
         ServerEngine(ServerPool([HttpServer("nonsense", LIMITS)], LIMITS), tokenizer)
 
 
-def load(folder: Path, tokenizer: ChatTokenizer) -> TransformersEngine:
+def load(folder: Path, tokenizer: PromptTokenizer) -> TransformersEngine:
     return TransformersEngine.load(folder, tokenizer, dtype="float32", device=torch.device("cpu"))
 
 
-def test_log_probs_are_those_of_the_model_in_the_process(random_model: Path, tokenizer: ChatTokenizer) -> None:
+def test_log_probs_are_those_of_the_model_in_the_process(random_model: Path, tokenizer: PromptTokenizer) -> None:
     local = load(random_model, tokenizer)
     pairs = [("What is it?", "A thing."), ("What is it?", "Nothing at all, and more"), ("Who?", "x")]
     scores = [local.score(*pair) for pair in pairs]
@@ -314,7 +314,7 @@ def test_log_probs_are_those_of_the_model_in_the_process(random_model: Path, tok
         connect(tokenizer, mute).score("What?", "That.")
 
 
-def test_the_score_is_the_sum_of_what_sampling_would_have_drawn_from(random_model: Path, tokenizer: ChatTokenizer) -> None:
+def test_the_score_is_the_sum_of_what_sampling_would_have_drawn_from(random_model: Path, tokenizer: PromptTokenizer) -> None:
     local = load(random_model, tokenizer)
     score = local.score("What is it?", "A thing.")
     ids = tokenizer.encode_message("What is it?")
