@@ -1,14 +1,15 @@
 r"""Measure how good models are at long context, and whether their short-context skill is intact.
 
 Long context: RULER's 13 tasks, made here at any length for any tokenizer, and InfiniteBench's English books from a local path.
-Short context: MMLU, ARC-C, HellaSwag and Winogrande by lm-eval. The report compares all models of an output folder, beside the
-paper's published rows; docs/evaluation.md tells what is asked and how it is scored.
+Short context: MMLU, ARC-C, HellaSwag and Winogrande by lm-eval. And questions of your own, in JSON Lines. The report compares all
+models of an output folder, beside the paper's published rows; docs/evaluation.md tells what is asked and how it is scored.
 
   python tools/evaluate.py --model before=models/Qwen2.5-7B-Instruct after=runs/longpo --tasks ruler --lengths 4096 32768 \\
       --haystack books --squad dev-v2.0.json --hotpotqa hotpot_dev_distractor_v1.json --output build/eval
   python tools/evaluate.py --server http://node1:8000/v1 --tokenizer-model models/Qwen2.5-7B-Instruct --tasks infinitebench \\
       --infinitebench data/InfiniteBench --output build/eval
   python tools/evaluate.py --model exported/longpo --tasks short --short-data data/short --output build/eval
+  python tools/evaluate.py --model exported/longpo --questions contracts=data/contracts.jsonl --output build/eval
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ class Request:
         company: neighbours of one company are answered together: their prompts have one length, or one text.
         answer_tokens: most tokens of the answer.
         make: makes the sample.
+        together: so many samples of the company are worked on where an engine's groups have one.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Request:
     company: str
     answer_tokens: int
     make: Callable[[], Sample]
+    together: int = 1
 
     @property
     def key(self) -> str:
@@ -131,12 +133,12 @@ def answer_all(
 
 
 def _groups(requests: Sequence[Request], size: int, journal: Journal) -> Iterator[Sequence[Request]]:
-    """Neighbours of one company, ``size`` at a time, without the groups that are done.
+    """Neighbours of one company, ``size`` (times `Request.together`) at a time, without the groups that are done.
 
     A group is asked as a whole even if parts of it are: an engine's batches do not depend on where a run was interrupted.
     """
-    for _, company in itertools.groupby(requests, key=lambda request: request.company):
-        while group := list(itertools.islice(company, size)):
+    for (_, together), company in itertools.groupby(requests, key=lambda request: (request.company, request.together)):
+        while group := list(itertools.islice(company, size * together)):
             if not all(request.key in journal for request in group):
                 yield group
 

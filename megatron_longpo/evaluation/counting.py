@@ -7,9 +7,10 @@ import random
 import string
 from collections.abc import Sequence
 
-from megatron_longpo.evaluation.sample import NoRoomError, Sample, fill, join_message
+from megatron_longpo.evaluation.sample import NoRoomError, Sample, fill
 from megatron_longpo.evaluation.sources import Sources
 from megatron_longpo.evaluation.text import Haystack, draw_name
+from megatron_longpo.inference.messages import join_message
 
 NUM_COMMON = 10
 REPEATS = {4096: (30, 3), 1024: (6, 1), 0: (4, 1)}

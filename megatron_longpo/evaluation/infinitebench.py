@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.evaluation.sample import CountTokens, NoRoomError, Sample, fill, join_message
+from megatron_longpo.evaluation.sample import CountTokens, NoRoomError, Sample, fill
 from megatron_longpo.evaluation.scoring import CHOICES, Score, picks_choice, rouge_lsum, word_f1
+from megatron_longpo.inference.messages import join_message
 from megatron_longpo.utils.errors import UserError
 
 SplitTokens = Callable[[str], Sequence[int]]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_longpo.evaluation.naming import name_paths
 from megatron_longpo.inference.engine import Engine, PromptTokenizer
-from megatron_longpo.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,18 +45,8 @@ def name_places(texts: Sequence[str]) -> tuple[Place, ...]:
     Raises:
         UserError: two have the same name, or a name cannot be a folder's.
     """
-    places = []
-    for text in texts:
-        name, equals, folder = text.partition("=")
-        named = bool(equals) and not Path(text).exists()
-        path = Path(folder if named else text)
-        places.append(Place(name=name if named else path.resolve().name, folder=path))
-    for place in places:
-        if not re.fullmatch(r"\w[\w.@+-]*", place.name):
-            raise UserError(f"--model {place.name}={place.folder}: the name must be of letters, digits and . _ - + @")
-        if [other.name for other in places].count(place.name) > 1:
-            raise UserError(f"--model: two are called {place.name!r}; name them, as in --model before={place.folder}")
-    return tuple(places)
+    named = name_paths("--model", texts, lambda path: path.resolve().name, "before")
+    return tuple(Place(name=name, folder=folder) for name, folder in named)
 
 
 def open_folder(place: Place, *, dtype: str, rotary_base: float | None, batch_tokens: int, group_size: int) -> Model:

@@ -12,9 +12,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Literal
 
-from megatron_longpo.evaluation.sample import Needle, Sample, fill, join_message
+from megatron_longpo.evaluation.sample import Needle, Sample, fill
 from megatron_longpo.evaluation.sources import Sources
 from megatron_longpo.evaluation.text import NOISE, draw_name
+from megatron_longpo.inference.messages import join_message
 
 GOLDEN = 0.6180339887498949
 """Multiples of it, without their whole part, are spread evenly over 0..1, however many are taken."""

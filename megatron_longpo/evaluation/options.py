@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.evaluation.infinitebench import BOOK_TASKS, load_books
+from megatron_longpo.evaluation.naming import name_paths
 from megatron_longpo.evaluation.plan import SHORT_NAMES, SUITES, TASK_NAMES, Plan, select_tasks
+from megatron_longpo.evaluation.questions import METRICS, QuestionTask, load_questions
 from megatron_longpo.evaluation.reading import load_hotpotqa, load_squad
 from megatron_longpo.evaluation.ruler import NAMES, QA_TASKS, make_tasks
 from megatron_longpo.evaluation.scoring import load_rouge, rouge_lsum
@@ -92,9 +94,8 @@ def _add_tasks(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tasks",
         nargs="+",
-        default=["ruler"],
         metavar="NAME",
-        help=f"suites ({', '.join(SUITES)}) or single tasks ({', '.join(TASK_NAMES)}); default: ruler",
+        help=f"suites ({', '.join(SUITES)}) or single tasks ({', '.join(TASK_NAMES)}); default: ruler, or none with --questions",
     )
     group.add_argument(
         "--lengths", nargs="+", type=int, default=list(DEFAULT_LENGTHS), metavar="N",
@@ -128,9 +129,34 @@ def _add_tasks(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="folder with mmlu, arc_challenge, hellaswag, winogrande: Parquet or JSON Lines",
     )
+    group.add_argument(
+        "--questions",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="your own questions: JSON Lines of question, answers, and optional context, group, id; "
+        "without --tasks nothing else is asked",
+    )
+    group.add_argument(
+        "--questions-metric",
+        choices=METRICS,
+        default="contains",
+        help="; ".join(f"{name}: {metric.title}" for name, metric in METRICS.items()) + " (default: %(default)s)",
+    )
+    group.add_argument(
+        "--questions-max-new-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="most tokens of their answers (default: %(default)s)",
+    )
     group.add_argument("--allow-hub", action="store_true", help="get the short tasks' data from the Hugging Face hub")
     group.add_argument(
-        "--limit", type=int, metavar="N", help="first N samples of each InfiniteBench and short task (default: all)"
+        "--limit",
+        type=int,
+        metavar="N",
+        help="first N samples of each InfiniteBench and short task, and of each file of --questions (default: all)",
     )
 
 
@@ -140,12 +166,13 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     Raises:
         UserError: a value is out of range, or something that a task needs is missing or unreadable.
     """
-    for name in ("samples", "infinitebench_length", "limit", "max_batch_tokens", "samples_per_group"):
+    bounded = ("samples", "infinitebench_length", "limit", "max_batch_tokens", "samples_per_group", "questions_max_new_tokens")
+    for name in bounded:
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
     if min(arguments.lengths) < 1 or arguments.temperature < 0:
         raise UserError("--lengths must be at least 1, and --temperature at least 0")
-    names = select_tasks(arguments.tasks)
+    names = select_tasks(_asked(arguments))
     books = [task for task in BOOK_TASKS if task.name in names]
     if books and arguments.infinitebench is None:
         raise UserError("--tasks infinitebench: give --infinitebench DIR, the folder of its JSONL files")
@@ -169,7 +196,26 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
         short_data=arguments.short_data,
         limit=arguments.limit,
         save_prompts=arguments.save_prompts,
+        questions=_questions(arguments),
     )
+
+
+def _asked(arguments: argparse.Namespace) -> list[str]:
+    """Names of tasks as they were given, or those that are asked if none was."""
+    given: list[str] | None = arguments.tasks
+    return given if given is not None else [] if arguments.questions else ["ruler"]
+
+
+def _questions(arguments: argparse.Namespace) -> list[QuestionTask]:
+    tasks = []
+    for name, path in name_paths("--questions", arguments.questions, lambda path: path.stem, "mine"):
+        if name in SUITES or name in TASK_NAMES:
+            raise UserError(
+                f"--questions {path}: {name!r} is the name of a task; name it otherwise, as in --questions mine={path}"
+            )
+        file = load_questions(name, path, arguments.limit)
+        tasks.append(QuestionTask(file=file, metric=arguments.questions_metric, answer_tokens=arguments.questions_max_new_tokens))
+    return tasks
 
 
 def _generated(arguments: argparse.Namespace, names: tuple[str, ...]) -> list[Any]:
@@ -177,7 +223,7 @@ def _generated(arguments: argparse.Namespace, names: tuple[str, ...]) -> list[An
     files = dict(zip(QA_TASKS, ("squad", "hotpotqa"), strict=True))
     for name, flag in files.items():
         if name in names and getattr(arguments, flag) is None:
-            if name in arguments.tasks or "qa" in arguments.tasks:
+            if {name, "qa"} & set(_asked(arguments)):
                 raise UserError(f"--tasks {name}: give --{flag} FILE, which it is made of")
             print(f"{name} is left out: it is made of --{flag} FILE")
     squad = load_squad(arguments.squad) if arguments.squad and "qa_1" in names else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_longpo.evaluation import infinitebench, ruler
 from megatron_longpo.evaluation.infinitebench import BookFile
+from megatron_longpo.evaluation.questions import QuestionTask
 from megatron_longpo.evaluation.sources import Task
 from megatron_longpo.evaluation.text import Haystack
 from megatron_longpo.utils.errors import UserError
@@ -41,6 +42,7 @@ class Plan:
         short_data: folder of their data; None: they come from the hub.
         limit: most samples of InfiniteBench's tasks and of each short one; None: all.
         save_prompts: write every prompt to disk.
+        questions: the user's own.
     """
 
     seed: int
@@ -55,6 +57,7 @@ class Plan:
     short_data: Path | None
     limit: int | None
     save_prompts: bool
+    questions: Sequence[QuestionTask] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that results depend on, as JSON values."""
@@ -73,6 +76,8 @@ class Plan:
             }
         if self.short:
             described["short"] = {"limit": self.limit}
+        if self.questions:
+            described["questions"] = {task.file.name: task.describe() for task in self.questions}
         return described
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.evaluation.sample import CountTokens, NoRoomError, Sample, fill, join_message
+from megatron_longpo.evaluation.sample import CountTokens, NoRoomError, Sample, fill
 from megatron_longpo.evaluation.sources import Sources
+from megatron_longpo.inference.messages import join_message
 from megatron_longpo.utils.errors import UserError
 
 INTRODUCTION = "Answer the question after these texts from what they say. Reply with the answer only, without any other words."

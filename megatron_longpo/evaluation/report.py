@@ -84,14 +84,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _pick(path: Path) -> list[dict[str, Any]]:
-    """Pick samples to read: of each task and length one that is right and one that is wrong, the first of them."""
+    """Pick samples to read: of each task and length (or group) one that is right and one that is wrong, the first of them."""
     picked: dict[tuple[Any, ...], dict[str, Any]] = {}
     if path.exists():
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
-                picked.setdefault((row["task"], row.get("length"), row["score"] >= 1), row)
-    rows = [picked[key] for key in sorted(picked, key=lambda key: (-(key[1] or 0), key[2], key[0]))]
+                picked.setdefault((row["task"], row.get("length") or 0, row["score"] >= 1, row.get("group") or ""), row)
+    rows = [picked[key] for key in sorted(picked, key=lambda key: (-key[1], *key[2:], key[0]))]
     return sorted(rows[:SHOWN_SAMPLES], key=lambda row: (row["task"], row.get("length") or 0))
 
 

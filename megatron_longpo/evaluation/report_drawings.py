@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_longpo.evaluation import published
 from megatron_longpo.evaluation.scores import DEPTH_BINS
 from megatron_longpo.evaluation.short import TASKS as SHORT_TASKS
-from megatron_longpo.evaluation.tables import Results, name_length
+from megatron_longpo.evaluation.tables import Results, name_length, question_groups
 from megatron_longpo.pages.svg import HEIGHT, INK, SOFT, STYLE_OF, WIDTH, render_svg
 
 if TYPE_CHECKING:
@@ -69,30 +69,43 @@ def _points(result: Results, group: str | None) -> list[tuple[int, float]]:
 
 
 def draw_short(results: Sequence[Results]) -> str:
-    """Draw bars of the short tasks, the models side by side, with their standard errors."""
+    """Draw bars of the short tasks, the models side by side."""
     names = [name for name in SHORT_TASKS if any(name in result.get("short", {}) for result in results)]
+    summaries = [[result.get("short", {}).get(name) for name in names] for result in results]
+    return _draw_bars([SHORT_TASKS[name].title for name in names], summaries, "accuracy", "short-context accuracy")
+
+
+def draw_questions(results: Sequence[Results], name: str) -> str:
+    """Draw bars of the groups of a file of users' questions, the models side by side."""
+    groups = question_groups(results, name)
+    found = [result.get("questions", {}).get(name, {"groups": {}})["groups"] for result in results]
+    return _draw_bars(groups, [[summary.get(group) for group in groups] for summary in found], "score", f"{name} by group")
+
+
+def _draw_bars(names: Sequence[str], summaries: Sequence[Sequence[Mapping[str, Any] | None]], label: str, title: str) -> str:
+    """Draw a bar with its standard error for each model's summary of each name."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        width = 0.8 / len(results)
-        for place, result in enumerate(results):
-            short = result.get("short", {})
-            for task, name in enumerate(names):
-                if name in short:
+        width = 0.8 / len(summaries)
+        for place, row in enumerate(summaries):
+            for column, summary in enumerate(row):
+                if summary is not None:
                     axes.bar(
-                        task - 0.4 + width * (place + 0.5),
-                        short[name]["score"],
+                        column - 0.4 + width * (place + 0.5),
+                        summary["score"],
                         width=0.92 * width,
                         color=SERIES[place % len(SERIES)],
-                        yerr=short[name]["stderr"],
+                        yerr=summary["stderr"],
                         ecolor=INK,
                         error_kw={"linewidth": 0.8},
                     )
-        axes.set_xticks(range(len(names)), [SHORT_TASKS[name].title for name in names])
-        axes.set(ylabel="accuracy", ylim=(0, 100))
+        axes.set_xticks(range(len(names)), names)
+        axes.tick_params(axis="x", labelrotation=45 if len(names) > 7 else 0)
+        axes.set(ylabel=label, ylim=(0, 100))
         axes.grid(axis="y", linewidth=0.4)
 
-    return render_svg(draw, "short-context accuracy", styles=STYLES)
+    return render_svg(draw, title, styles=STYLES)
 
 
 def draw_heatmap(result: Results) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from megatron_longpo.evaluation import ruler
 from megatron_longpo.evaluation.published import BY_LENGTH, SOURCE
-from megatron_longpo.evaluation.report_drawings import colour_of, draw_heatmap, draw_lengths, draw_short
-from megatron_longpo.evaluation.tables import MARK, Results, Row, Table
+from megatron_longpo.evaluation.report_drawings import colour_of, draw_heatmap, draw_lengths, draw_questions, draw_short
+from megatron_longpo.evaluation.tables import MARK, Results, Row, Table, question_groups, question_names
 from megatron_longpo.pages import page
 from megatron_longpo.pages.markup import Html, element
 
@@ -89,6 +89,8 @@ def _headlines(result: Results) -> Iterator[tuple[str, str]]:
         yield f"{result['infinitebench']['average']:.1f}", "InfiniteBench, mean of three"
     if "mmlu" in result.get("short", {}):
         yield f"{result['short']['mmlu']['score']:.1f}", "MMLU"
+    for name, summary in result.get("questions", {}).items():
+        yield f"{summary['score']:.1f}", name
 
 
 def _swatch(place: int) -> Html:
@@ -121,6 +123,11 @@ def _plots(results: Sequence[Results]) -> Iterator[Html]:
         yield element("h2", "Short context")
         yield _legend(results, dotted=False)
         yield _grid([("Accuracy", draw_short(results))])
+    grouped = [name for name in question_names(results) if question_groups(results, name)]
+    if grouped:
+        yield element("h2", "Questions by group")
+        yield _legend(results, dotted=False)
+        yield _grid([(name, draw_questions(results, name)) for name in grouped])
 
 
 def _needles(result: Results) -> bool:
@@ -171,7 +178,8 @@ def _samples(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Htm
 
 
 def _sample(row: Mapping[str, Any]) -> Html:
-    tags = [row["task"], f"{row['length']:,} tokens" if "length" in row else "", f"score {100 * row['score']:.0f}"]
+    place = f"{row['length']:,} tokens" if "length" in row else row.get("group")
+    tags = [row["task"], place, f"score {100 * row['score']:.0f}"]
     shown = [element("span", tag, class_="tag") for tag in tags if tag]
     given = row.get("answer")
     if given is None:  # a short task: the choice with the highest log-prob

@@ -14,11 +14,12 @@ from typing import Any
 
 from megatron_longpo.evaluation import infinitebench, ruler
 from megatron_longpo.evaluation.answering import Request, answer_all, hash_message, read_answer
-from megatron_longpo.evaluation.asking import book_requests, ruler_requests
+from megatron_longpo.evaluation.asking import book_requests, question_requests, ruler_requests
 from megatron_longpo.evaluation.files import whole_file, write_json
 from megatron_longpo.evaluation.models import Model
 from megatron_longpo.evaluation.plan import Plan
-from megatron_longpo.evaluation.scores import Scored, summarise_books, summarise_ruler
+from megatron_longpo.evaluation.questions import METRICS, OwnQuestion, QuestionTask
+from megatron_longpo.evaluation.scores import Scored, summarise_books, summarise_questions, summarise_ruler
 from megatron_longpo.evaluation.short import ShortResult, evaluate_short
 from megatron_longpo.inference.journal import Journal
 from megatron_longpo.inference.sampling import Sampling
@@ -41,7 +42,7 @@ def evaluate(plan: Plan, model: Model, folder: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     with Journal(folder / JOURNAL) as journal:
-        requests = [*ruler_requests(plan, model), *book_requests(plan, model)]
+        requests = [*ruler_requests(plan, model), *book_requests(plan, model), *question_requests(plan, model)]
         _check_context(requests, model)
         known = sum(request.key in journal for request in requests)
         failures = answer_all(requests, model.engine, journal, Sampling(temperature=plan.temperature), plan.seed, model.name)
@@ -50,12 +51,12 @@ def evaluate(plan: Plan, model: Model, folder: Path) -> dict[str, Any]:
                 f"{failures.number} of {len(requests)} requests got no answer (the first: {failures.first}); no results were "
                 "written. The same command asks for them again"
             )
-        scored = [_score(request, journal) for request in requests]
+        scored = _score_all(plan, requests, journal)
         short = evaluate_short(plan, model, journal)
         results = {
             "model": {"name": model.name, "folder": model.folder and str(model.folder), "engine": model.engine.describe()},
             "settings": plan.describe(),
-            **_summarise(scored, short),
+            **_summarise(plan, scored, short),
             "run": {"seconds": round(time.monotonic() - started, 1), "known": known, **_versions()},
         }
         _write_samples(folder / SAMPLES, scored, short)
@@ -71,20 +72,34 @@ def _check_context(requests: Sequence[Request], model: Model) -> None:
         print(f"{model.name}: announces {model.context_length} positions, and is asked with {longest}")
 
 
-def _score(request: Request, journal: Journal) -> Scored:
+def _score_all(plan: Plan, requests: Sequence[Request], journal: Journal) -> list[Scored]:
+    """Score every answer; those to the user's own questions come in the order of their files."""
+    own = {(task.file.name, question.index): (task, question) for task in plan.questions for question in task.file.questions}
+    places = {key: place for place, key in enumerate(own)}
+    scored = [_score(request, journal, own.get((request.task, request.index))) for request in requests]
+    return sorted(scored, key=lambda one: places.get((one.task, one.index), -1))
+
+
+def _score(request: Request, journal: Journal, own: tuple[QuestionTask, OwnQuestion] | None) -> Scored:
+    """Score an answer. Right answers of the user's are the file's of now: they may have been mended since it was asked."""
     answer = read_answer(journal, request)
-    book = next((task for task in infinitebench.BOOK_TASKS if task.name == request.task), None)
-    score = book.score if book else ruler.score_of(request.task)
+    if own:
+        answer = dataclasses.replace(answer, expected=own[1].answers)
+        score = METRICS[own[0].metric].score
+    else:
+        book = next((task for task in infinitebench.BOOK_TASKS if task.name == request.task), None)
+        score = book.score if book else ruler.score_of(request.task)
     return Scored(
         task=request.task,
         length=request.length,
         index=request.index,
         answer=answer,
         score=score(answer.answer, answer.expected),
+        question=own[1] if own else None,
     )
 
 
-def _summarise(scored: Sequence[Scored], short: ShortResult | None) -> dict[str, Any]:
+def _summarise(plan: Plan, scored: Sequence[Scored], short: ShortResult | None) -> dict[str, Any]:
     generated = [one for one in scored if one.task in ruler.NAMES]
     books = [one for one in scored if one.task in infinitebench.NAMES]
     summary: dict[str, Any] = {}
@@ -94,6 +109,8 @@ def _summarise(scored: Sequence[Scored], short: ShortResult | None) -> dict[str,
         summary["infinitebench"] = summarise_books(books)
     if short:
         summary["short"] = short.summary
+    if plan.questions:
+        summary["questions"] = {task.file.name: summarise_questions(task, scored) for task in plan.questions}
     return summary
 
 
@@ -105,8 +122,11 @@ def _write_samples(path: Path, scored: Sequence[Scored], short: ShortResult | No
 
 
 def _row(scored: Scored) -> dict[str, Any]:
-    place = {"task": scored.task, "length": scored.length, "index": scored.index, "score": scored.score}
-    return {**place, **dataclasses.asdict(scored.answer)}
+    if scored.question is None:
+        place: dict[str, Any] = {"task": scored.task, "length": scored.length, "index": scored.index}
+    else:
+        place = {"task": scored.task, "group": scored.question.group, "index": scored.index, "id": scored.question.id}
+    return {**place, "score": scored.score, **dataclasses.asdict(scored.answer)}
 
 
 def _write_prompts(path: Path, requests: Sequence[Request], journal: Journal, short: ShortResult | None) -> None:

@@ -54,11 +54,6 @@ CountTokens = Callable[[str], int]
 """Tokens of the conversation that a user message makes, template included."""
 
 
-def join_message(*parts: str) -> str:
-    """Join the parts of a message as training does: by one blank line. Empty ones are left out."""
-    return "\n\n".join(part for part in parts if part)
-
-
 def fill(count_units: Callable[[int], int], budget: int, *, least: int, most: int | None = None) -> int:
     """Find a number of units that fits while one more does not (or that is ``most``).
 

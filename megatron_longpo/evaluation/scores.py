@@ -5,24 +5,27 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron_longpo.evaluation import infinitebench, ruler
 from megatron_longpo.evaluation.answering import Answer
+from megatron_longpo.evaluation.questions import OwnQuestion, QuestionTask
 
 DEPTH_BINS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scored:
-    """An answer with its score, from 0 to 1."""
+    """An answer with its score, from 0 to 1; ``question`` is the user's own, if it is one."""
 
     task: str
     length: int
     index: int
     answer: Answer
     score: float
+    question: OwnQuestion | None = None
 
 
 def summarise_task(scored: Sequence[Scored]) -> dict[str, Any]:
@@ -117,3 +120,23 @@ def summarise_books(scored: Sequence[Scored]) -> dict[str, Any]:
         "tasks": tasks,
         "average": sum(task["score"] for task in tasks.values()) / len(tasks) if complete else None,
     }
+
+
+def summarise_questions(task: QuestionTask, scored: Iterable[Scored]) -> dict[str, Any]:
+    """Sum up a file of the user's questions: as a task, with its metric, and each of its groups as one, 2x before 16x."""
+    groups: dict[str, list[Scored]] = {}
+    own = [one for one in scored if one.task == task.file.name]
+    for one in own:
+        if one.question and one.question.group is not None:
+            groups.setdefault(one.question.group, []).append(one)
+    return {
+        "metric": task.metric,
+        **summarise_task(own),
+        "groups": {name: summarise_task(groups[name]) for name in sorted(groups, key=_natural)},
+    }
+
+
+def _natural(name: str) -> list[tuple[str, int, str]]:
+    """A key that orders numbers in names by their value."""
+    parts = ((text, digits.lstrip("0")) for text, digits in re.findall(r"(\D*)(\d*)", name))
+    return [(text, len(digits), digits) for text, digits in parts]

@@ -33,6 +33,15 @@ def holds_any(answer: str, expected: Sequence[str]) -> float:
     return float(any(one.lower() in text for one in expected))
 
 
+def equals_any(answer: str, expected: Sequence[str]) -> float:
+    """Return 1 if an answer as a whole is one of the right ones, whatever its case and its white space."""
+    return float(_squeeze(answer) in map(_squeeze, expected))
+
+
+def _squeeze(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
 def _tidy(answer: str) -> str:
     return _CONTROL.sub("\n", answer.strip()).strip().lower()
 

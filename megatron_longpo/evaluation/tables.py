@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron_longpo.evaluation import infinitebench, published, ruler
+from megatron_longpo.evaluation.questions import METRICS
 from megatron_longpo.evaluation.short import TASKS as SHORT_TASKS
 
 Results = Mapping[str, Any]
@@ -72,6 +73,8 @@ def make_tables(results: Sequence[Results]) -> Iterator[Table]:
         yield _books(results)
     if any("short" in result for result in results):
         yield _short(results)
+    for name in question_names(results):
+        yield _questions(results, name)
 
 
 def name_length(length: int) -> str:
@@ -174,6 +177,36 @@ def _short(results: Sequence[Results]) -> Table:
     notes.append("Accuracy; of ARC-C and HellaSwag by log-prob per character. Which of the two the paper reports is not stated.")
     head = [f"{task.title} ({task.few_shot}-shot)" for task in SHORT_TASKS.values()]
     return Table(title="Short context", head=head, rows=rows, note=" ".join(notes))
+
+
+def question_names(results: Sequence[Results]) -> list[str]:
+    """List the files of the users' own questions that any model was asked."""
+    return list(dict.fromkeys(name for result in _with("questions", results) for name in result["questions"]))
+
+
+def question_groups(results: Sequence[Results], name: str) -> list[str]:
+    """List the groups of such a file, in its order."""
+    found = (result["questions"].get(name, {"groups": {}}) for result in _with("questions", results))
+    return list(dict.fromkeys(group for summary in found for group in summary["groups"]))
+
+
+def _questions(results: Sequence[Results], name: str) -> Table:
+    groups = question_groups(results, name)
+    rows, notes = [], []
+    for result in _with("questions", results):
+        summary = result["questions"].get(name)
+        if summary is None:
+            continue
+        model = result["model"]["name"]
+        rows.append(Row(model, [*(_cell(summary["groups"].get(group)) for group in groups), _cell(summary)]))
+        counts = [f"{group}: {summary['groups'][group]['samples']}" for group in groups if group in summary["groups"]]
+        asked = f"{summary['samples']} questions" + (f" ({', '.join(counts)})" if counts else "")
+        notes.append((model, f"{METRICS[summary['metric']].title}; {asked}, {summary['cut_off']} answers cut off by their limit"))
+    said: dict[str, list[str]] = {}
+    for model, words in notes:
+        said.setdefault(words, []).append(model)
+    note = " ".join(f"{', '.join(models)}: {words}." for words, models in said.items())
+    return Table(title=f"Questions: {name}", head=[*groups, "all"], rows=rows, note=note)
 
 
 def _with(part: str, results: Iterable[Results]) -> Iterator[Results]:

@@ -7,9 +7,10 @@ import random
 import string
 from collections.abc import Sequence
 
-from megatron_longpo.evaluation.sample import NoRoomError, Sample, fill, join_message
+from megatron_longpo.evaluation.sample import NoRoomError, Sample, fill
 from megatron_longpo.evaluation.sources import Sources
 from megatron_longpo.evaluation.text import NOISE
+from megatron_longpo.inference.messages import join_message
 
 NUM_HOPS = 4
 """The paper's: one chain of five variables."""

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_longpo.inference.messages import join_message
 from megatron_longpo.utils.errors import UserError
 
 LEAD_INS = (
@@ -122,4 +123,4 @@ class Prompts:
 
 def join_context(context: str, instruction: str) -> str:
     """Build a user message: the context, a blank line, the instruction."""
-    return f"{context}\n\n{instruction}"
+    return join_message(context, instruction)

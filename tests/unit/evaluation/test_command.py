@@ -114,6 +114,29 @@ def test_reading_is_left_out_with_a_word_unless_it_was_asked_for(run, tiny, tmp_
     assert "qa_2 is left out: it is made of --hotpotqa FILE" in capsys.readouterr().out
 
 
+def test_own_questions_are_asked_alone_unless_tasks_are_given(run, tiny, tmp_path, capsys):
+    file, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
+    for path in (file, other):
+        path.write_text(json.dumps({"context": "A lamp.", "question": "What?", "answers": "a lamp", "group": "8x"}) + "\n")
+    output = ("--output", tmp_path / "out", "--name", "m")
+    flags = ("--questions-metric", "exact", "--questions-max-new-tokens", 5, *output)
+    with OpenAIServer(reply=lambda message, seed: Completion("A lamp", "stop", 1)) as server:
+        to = ("--server", server.url, "--tokenizer-model", tiny)
+        run(*to, "--questions", file, f"named={other}", *flags)
+        found = results_of(tmp_path / "out" / "m")
+        assert len(server.asked) == 2
+        assert {request["max_tokens"] for request in server.asked} == {5}
+        assert [request["messages"][0]["content"] for request in server.asked] == ["A lamp.\n\nWhat?"] * 2
+        run(*to, "--tasks", "vt", "--lengths", 700, "--samples", 1, "--questions", file, *flags)
+        assert len(server.asked) == 3
+    assert found.keys() == {"model", "settings", "questions", "run"}
+    assert found["questions"].keys() == found["settings"]["questions"].keys() == {"mine", "named"}
+    assert found["questions"]["named"]["groups"]["8x"]["score"] == 100.0
+    assert found["settings"]["questions"]["mine"]["metric"] == "exact"
+    assert results_of(tmp_path / "out" / "m").keys() == {"model", "settings", "questions", "ruler", "run"}
+    assert "Questions: mine" in capsys.readouterr().out
+
+
 def test_every_suite_and_every_task_can_be_named():
     assert select_tasks(["ruler", "infinitebench", "short"]) == TASK_NAMES
     assert select_tasks(["agg", "vt"]) == ("vt", "cwe", "fwe")
@@ -147,6 +170,10 @@ BAD = [
     (("--model", "x", "--haystack", "none"), "--haystack none: No such file"),
     (("--model", "/none/x", "--tasks", "vt"), "/none/x: no tokenizer could be read"),
     (("--server", "http://127.0.0.1:9/v1", "--tokenizer-model", "/none/x", "--tasks", "vt"), "no tokenizer could be read"),
+    (("--model", "x", "--questions", "none.jsonl"), "--questions none.jsonl: No such file or directory; give a JSON Lines file"),
+    (("--model", "x", "--questions", "/x/vt.jsonl"), "'vt' is the name of a task; name it otherwise"),
+    (("--model", "x", "--questions", "/x/a.jsonl", "/y/a.jsonl"), "--questions: two are called 'a'; name them"),
+    (("--model", "x", "--questions-max-new-tokens", "0"), "--questions-max-new-tokens must be at least 1"),
     (("--report-only",), "holds no results"),
 ]
 

@@ -10,9 +10,10 @@ from megatron_longpo.evaluation import ruler
 from megatron_longpo.evaluation.counting import FILLER, FrequentWordsTask
 from megatron_longpo.evaluation.needles import NEEDLE_TASKS
 from megatron_longpo.evaluation.reading import load_hotpotqa, load_squad
-from megatron_longpo.evaluation.sample import NoRoomError, fill, join_message
+from megatron_longpo.evaluation.sample import NoRoomError, fill
 from megatron_longpo.evaluation.sources import Sources
 from megatron_longpo.evaluation.text import NOISE, Haystack, load_haystack
+from megatron_longpo.inference.messages import join_message
 from megatron_longpo.utils.errors import UserError
 from tests.support.evaluation import write_hotpotqa, write_squad
 
