@@ -32,6 +32,7 @@ REQUIRES = [
     "psutil>=5.9",
     "tensorboard>=2.15",
     "tqdm>=4.66",
+    "pyyaml>=6",
 ]
 
 EXTRAS = {

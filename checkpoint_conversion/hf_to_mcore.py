@@ -15,8 +15,8 @@ from pathlib import Path
 from megatron_longpo.utils.errors import run_command
 
 
-def main() -> None:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -27,7 +27,12 @@ def main() -> None:
         "--save", type=Path, required=True, metavar="DIR",
         help="checkpoint directory to make; if it was made from the same weights before, nothing is done",
     )  # fmt: skip
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = build_parser().parse_args()
 
     from megatron_longpo.conversion.import_hf import hf_to_mcore
     from megatron_longpo.conversion.workers import join_workers, say

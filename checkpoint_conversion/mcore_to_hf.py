@@ -33,8 +33,8 @@ def byte_count(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def main() -> None:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -51,7 +51,12 @@ def main() -> None:
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="with --merge: where the base lies now; default: where training had it"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = build_parser().parse_args()
     if arguments.base is not None and not arguments.merge:
         raise UserError(f"--base {arguments.base} has no effect without --merge")
 

@@ -84,8 +84,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--concurrency must be at least 1, --request-timeout above 0, --max-retries at least 0")
 
 
-def main() -> None:
-    """Parse, evaluate each model, report."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,7 +93,12 @@ def main() -> None:
         epilog="An interrupted run goes on where it stopped when the same command is given again.",
     )
     add_arguments(parser)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parse, evaluate each model, report."""
+    arguments = build_parser().parse_args()
     check(arguments)
     if not arguments.allow_hub:  # before the libraries that read it are imported
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -84,8 +84,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError("--dataset-prefix needs --tokenizer-model, also with --merge")
 
 
-def main() -> None:
-    """Parse, load or reach the model, generate, tell what came out."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,7 +93,12 @@ def main() -> None:
         epilog="An interrupted run goes on where it stopped when the same command is given again.",
     )
     add_arguments(parser)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parse, load or reach the model, generate, tell what came out."""
+    arguments = build_parser().parse_args()
     settings = read_settings(arguments)
     check_arguments(arguments)
 

@@ -28,8 +28,8 @@ import os
 from megatron_longpo.utils.errors import UserError, run_command
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -94,12 +94,12 @@ def parse_arguments() -> argparse.Namespace:
         help="processes; the result does not depend on it (default: all cores)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another dataset at the prefix")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Run the command."""
-    arguments = parse_arguments()
+    arguments = build_parser().parse_args()
     for name in ("seq_length", "short_seq_length", "workers"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -13,6 +13,7 @@ LEVELS = {
     "utils": 0,
     "config": 1,
     "losses": 2,
+    "evolution": 2,
     "parallel": 3,
     "pages": 1,
     "inference": 4,
