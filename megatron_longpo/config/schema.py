@@ -254,6 +254,21 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What the model is asked while it trains: right answers to long prompts, scored in one forward pass (docs/evaluation.md)."""
+
+    eval_tasks: tuple[str, ...] = many((), str)  # type: ignore[assignment]
+    """RULER's tasks of one answer with their lengths in tokens, ``niah:2048,4096`` or one such as ``niah_single_2:4096``, and
+    your own questions, ``questions:[NAME=]FILE.jsonl``."""
+    eval_tasks_interval: int | None = None
+    """Iterations between evaluations on --eval-tasks; there is one at the end in any case."""
+    eval_tasks_samples: int = 20
+    """Samples of each of RULER's tasks at each length, and questions of each group of a file, at most."""
+    eval_tasks_haystack: str | None = None
+    """Text that RULER's needles are hidden in: a file, or a folder of .txt and .md. Default: Python's language reference."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Native checkpoints."""
 
@@ -295,5 +310,6 @@ class RunConfig:
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -294,6 +294,10 @@ def _ineffective(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "optimizer_offload_fraction", "it needs --optimizer-cpu-offload"
     if config.training.eval_interval is None:
         yield "eval_iters", "no --eval-interval is given"
+    if not config.evaluation.eval_tasks:
+        for info in all_fields():
+            if info.group == "evaluation":
+                yield info.name, "no --eval-tasks are given"
     if config.training.num_epochs is None:
         yield "drop_last", "it concerns the end of --num-epochs"
     if config.lora.lora_rank is None:

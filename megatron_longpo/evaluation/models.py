@@ -45,7 +45,7 @@ def name_places(texts: Sequence[str]) -> tuple[Place, ...]:
     Raises:
         UserError: two have the same name, or a name cannot be a folder's.
     """
-    named = name_paths("--model", texts, lambda path: path.resolve().name, "before")
+    named = name_paths("--model ", texts, lambda path: path.resolve().name, "before")
     return tuple(Place(name=name, folder=folder) for name, folder in named)
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from megatron_longpo.utils.errors import UserError
 
 
-def name_paths(flag: str, texts: Sequence[str], name_of: Callable[[Path], str], example: str) -> list[tuple[str, Path]]:
+def name_paths(
+    flag: str, texts: Sequence[str], name_of: Callable[[Path], str], example: str, reserved: Collection[str] = ()
+) -> list[tuple[str, Path]]:
     """Read ``PATH`` or ``NAME=PATH``.
 
     Args:
-        flag: whose values they are.
+        flag: what stands before each of them on the command line, such as ``"--model "``.
         texts: its values.
         name_of: names a path that is given without a name.
         example: a name, to show how one is given.
+        reserved: names that mean something else.
 
     Raises:
-        UserError: two have the same name, or a name cannot be a folder's.
+        UserError: two have the same name, or a name is reserved or cannot be a folder's.
     """
     named = []
     for text in texts:
@@ -30,7 +33,9 @@ def name_paths(flag: str, texts: Sequence[str], name_of: Callable[[Path], str], 
     names = [name for name, _ in named]
     for name, path in named:
         if not re.fullmatch(r"\w[\w.@+-]*", name):
-            raise UserError(f"{flag} {name}={path}: the name must be of letters, digits and . _ - + @")
+            raise UserError(f"{flag}{name}={path}: the name must be of letters, digits and . _ - + @")
+        if name in reserved:
+            raise UserError(f"{flag}{path}: {name!r} is the name of a task; name it otherwise, as in {flag}{example}={path}")
         if names.count(name) > 1:
-            raise UserError(f"{flag}: two are called {name!r}; name them, as in {flag} {example}={path}")
+            raise UserError(f"{flag}{path}: two are called {name!r}; name them, as in {flag}{example}={path}")
     return named

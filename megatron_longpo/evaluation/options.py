@@ -208,11 +208,8 @@ def _asked(arguments: argparse.Namespace) -> list[str]:
 
 def _questions(arguments: argparse.Namespace) -> list[QuestionTask]:
     tasks = []
-    for name, path in name_paths("--questions", arguments.questions, lambda path: path.stem, "mine"):
-        if name in SUITES or name in TASK_NAMES:
-            raise UserError(
-                f"--questions {path}: {name!r} is the name of a task; name it otherwise, as in --questions mine={path}"
-            )
+    reserved = (*SUITES, *TASK_NAMES)
+    for name, path in name_paths("--questions ", arguments.questions, lambda path: path.stem, "mine", reserved):
         file = load_questions(name, path, arguments.limit)
         tasks.append(QuestionTask(file=file, metric=arguments.questions_metric, answer_tokens=arguments.questions_max_new_tokens))
     return tasks

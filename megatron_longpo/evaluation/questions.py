@@ -97,13 +97,14 @@ class QuestionError(ValueError):
         super().__init__(" ".join(clipped.split()))
 
 
-def load_questions(name: str, path: Path, limit: int | None = None) -> QuestionFile:
+def load_questions(name: str, path: Path, limit: int | None = None, *, flag: str = "--questions ") -> QuestionFile:
     """Read a file, its first ``limit`` questions. Blank lines are passed over; equal contexts are held once.
 
     Args:
         name: what it is called in the results.
         path: JSON Lines.
         limit: most questions; None: all.
+        flag: what stands before the path on the command line.
 
     Raises:
         UserError: the file cannot be read, or holds a line that is no question, or none.
@@ -122,7 +123,7 @@ def load_questions(name: str, path: Path, limit: int | None = None) -> QuestionF
                     context = contexts.setdefault(question.context, question.context)
                     questions.append(dataclasses.replace(question, context=context))
     except OSError as error:
-        raise UserError(f"--questions {path}: {error.strerror}; give a JSON Lines file") from None
+        raise UserError(f"{flag}{path}: {error.strerror}; give a JSON Lines file") from None
     except QuestionError as error:
         raise UserError(f"{path}:{index + 1}: {error}") from None
     if not questions:

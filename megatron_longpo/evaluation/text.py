@@ -82,8 +82,12 @@ class Haystack:
         return laps * len(self.words) + starts[bisect.bisect_right(starts, rest) - 1]
 
 
-def load_haystack(path: Path | None) -> Haystack:
+def load_haystack(path: Path | None, flag: str = "--haystack") -> Haystack:
     """Read a text file, or all (``*.txt``, ``*.md``) of a folder in the order of their names; None: Python's reference.
+
+    Args:
+        path: the file or folder.
+        flag: which flag gave it, for errors.
 
     Raises:
         UserError: there is no text, or too little of it.
@@ -97,13 +101,13 @@ def load_haystack(path: Path | None) -> Haystack:
     try:
         words = tuple("\n\n".join(file.read_text(encoding="utf-8") for file in files).split())
     except OSError as error:
-        raise UserError(f"--haystack {path}: {error.strerror}; give a text file or a folder of them") from None
+        raise UserError(f"{flag} {path}: {error.strerror}; give a text file or a folder of them") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"--haystack {path}: not UTF-8 text ({error.reason}); give a text file or a folder of them") from None
+        raise UserError(f"{flag} {path}: not UTF-8 text ({error.reason}); give a text file or a folder of them") from None
     haystack = Haystack(path.name, words)
     if len(words) < FEWEST_TEXT or len(haystack.vocabulary) < FEWEST_WORDS:
         raise UserError(
-            f"--haystack {path}: {len(words)} words with {len(haystack.vocabulary)} different roots; at least {FEWEST_TEXT} and "
+            f"{flag} {path}: {len(words)} words with {len(haystack.vocabulary)} different roots; at least {FEWEST_TEXT} and "
             f"{FEWEST_WORDS} are needed, in Latin letters: give a longer text"
         )
     return haystack

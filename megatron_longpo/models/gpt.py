@@ -13,6 +13,7 @@ from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.models.attention import PackedAttention, PackedCoreAttention
 from megatron_longpo.models.attention_plan import build_plan
 from megatron_longpo.models.layer_spec import build_block_spec, core_attention
+from megatron_longpo.models.linear_choices import linear_choices
 from megatron_longpo.models.linear_cross_entropy import VocabShard, linear_log_probs
 from megatron_longpo.models.linear_kl import linear_kl
 from megatron_longpo.models.rotary import inverse_frequencies, rotary_tables
@@ -93,6 +94,20 @@ class LogProbGPTModel(GPTModel):
             return hidden
         states = self._whole_states(hidden)
         return states if states_alone else self._scores(states, packed)
+
+    def choices(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Say how the head scores labels, on the last stage; forward only.
+
+        Args:
+            states: last hidden states ``[s/cp, h]``, as ``forward(..., states_alone=True)`` gives them.
+            labels: ``[s/cp]``.
+
+        Returns:
+            Log-probs, and whether greedy decoding would choose the labels, see `linear_choices`.
+        """
+        weight = self.head_weight
+        shard = VocabShard.of(weight.size(0), self.architecture.vocab_size, self.pg_collection.tp)
+        return linear_choices(states, weight, labels, shard, self.logit_chunk_size)
 
     @property
     def head_weight(self) -> Tensor:

@@ -18,6 +18,7 @@ from megatron_longpo.estimation.shape import PairShape
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.models.transformer_config import apply_overrides
 from megatron_longpo.training.data import RunData, needed_rows, open_data, pair_size, total_train_samples
+from megatron_longpo.training.eval_tasks import open_eval_tasks
 from megatron_longpo.training.memory_options import check_recompute
 from megatron_longpo.training.pretrained import read_record
 
@@ -37,6 +38,7 @@ def describe_run(config: RunConfig, dry_run: DryRun) -> str:
     check_layout(config.parallel, architecture, dry_run.num_devices)
     check_recompute(config, architecture)
     config, reason = settle_exchange(config, architecture, ranks_per_node=min(8, dry_run.num_devices))
+    open_eval_tasks(config, architecture)
     data = open_data(config.data, config.training.seed, architecture)
     shape = longest_pair(data, needed_rows(config))
     plan = evaluate(architecture, config, shape, Machine(num_devices=dry_run.num_devices, device_bytes=0))

@@ -102,7 +102,7 @@ class RunLog:
         left = (time.monotonic() - self._started) / self._done * (self._train_iters - iteration)
         parts = [f"iteration {iteration}/{self._train_iters}"]
         parts += [f"{name} {metrics[name]:.4g}" for name in _CONSOLE if name in metrics]
-        parts += [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("validation/loss")]
+        parts += [f"{name} {value:.4g}" for name, value in metrics.items() if _is_shown(name)]
         parts += [
             f"lr {metrics['learning_rate']:.3g}",
             f"{metrics['tokens_per_second']:.0f} tokens/s",
@@ -123,6 +123,10 @@ class RunLog:
                 output.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _is_shown(name: str) -> bool:
+    return name.startswith("validation/loss") or (name.startswith("eval/") and not name.endswith("/nll"))
 
 
 def _lines_before(path: Path, iteration: int) -> list[str]:

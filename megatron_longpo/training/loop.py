@@ -26,6 +26,7 @@ from megatron_longpo.training.logs import RunLog, peak_memory_bytes
 from megatron_longpo.training.optimizer import Schedule
 from megatron_longpo.training.reference import RunReference
 from megatron_longpo.training.step import NonFiniteLossError, StepContext, train_step
+from megatron_longpo.training.task_evaluation import TaskEvaluation
 from megatron_longpo.training.validation import evaluate
 from megatron_longpo.utils.errors import UserError
 
@@ -58,6 +59,7 @@ class Run:
         context: what every step has in common.
         train_iters: iterations of the whole training.
         flops: work of a step, by which global batches are divided.
+        tasks: what the model is asked while it trains; None: nothing.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class Run:
     context: StepContext
     train_iters: int
     flops: StepFlops
+    tasks: TaskEvaluation | None = None
 
 
 def train(run: Run, train_state: TrainState, log: RunLog) -> TrainState:
@@ -89,6 +92,7 @@ def train(run: Run, train_state: TrainState, log: RunLog) -> TrainState:
         metrics = _iterate(run, upcoming, iteration)
         train_state = TrainState(iteration, train_state.consumed_samples + run.context.global_batch_size)
         metrics |= _validate(run, iteration)
+        metrics |= _evaluate_tasks(run, iteration)
         log.write(iteration, {"consumed_samples": train_state.consumed_samples, **metrics})
         if _due(run.config.checkpoint.save_interval, iteration):
             saved_at = _save(run, train_state, log)
@@ -152,6 +156,11 @@ def _validate(run: Run, iteration: int) -> dict[str, float]:
     limit = None if training.eval_iters is None else training.eval_iters * training.global_batch_size
     metrics = evaluate(run.model, run.data.validation[:limit], run.config, run.data, run.reference, run.context)
     return {f"validation/{name}": value for name, value in metrics.items()}
+
+
+def _evaluate_tasks(run: Run, iteration: int) -> dict[str, float]:
+    is_due = _due(run.config.evaluation.eval_tasks_interval, iteration) or iteration == run.train_iters
+    return run.tasks.measure(run.model) if run.tasks is not None and is_due else {}
 
 
 def _save(run: Run, train_state: TrainState, log: RunLog) -> int:

@@ -26,6 +26,7 @@ from megatron_longpo.parallel.state import ParallelState
 from megatron_longpo.training.adapters import adapter_record, check_adapters
 from megatron_longpo.training.checkpoint import Checkpointer, TrainState, check_save_directory, has_checkpoint, load_weights
 from megatron_longpo.training.data import RunData, open_data, total_train_samples
+from megatron_longpo.training.eval_tasks import EvalSample, open_eval_tasks
 from megatron_longpo.training.logs import RunLog
 from megatron_longpo.training.loop import Run, train
 from megatron_longpo.training.memory_options import check_offload, check_recompute
@@ -33,6 +34,7 @@ from megatron_longpo.training.optimizer import Schedule, build_optimizer
 from megatron_longpo.training.pretrained import check_precision, read_record
 from megatron_longpo.training.reference import RunReference
 from megatron_longpo.training.step import StepContext, wrap_data_parallel
+from megatron_longpo.training.task_evaluation import TaskEvaluation
 
 
 def pretrain(config: RunConfig) -> TrainState:
@@ -54,10 +56,11 @@ def pretrain(config: RunConfig) -> TrainState:
     check_offload(config, architecture.num_layers)
     config, reason = settle_exchange(config, architecture)
     check_adapters(config, record)
+    samples = open_eval_tasks(config, architecture)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))
     try:
-        return _pretrain(config, record, architecture, data, state, reason)
+        return _pretrain(config, record, architecture, data, samples, state, reason)
     finally:
         parallel_state.destroy()
 
@@ -67,6 +70,7 @@ def _pretrain(
     record: ModelRecord,
     architecture: ModelArchitecture,
     data: RunData,
+    samples: Sequence[EvalSample],
     state: ParallelState,
     exchange_reason: str,
 ) -> TrainState:
@@ -87,12 +91,15 @@ def _pretrain(
     train_state = checkpointer.load(str(config.checkpoint.load)) if resuming else TrainState()
     log = RunLog(config, train_iters, train_state.iteration + 1, is_writer=state.rank == 0)
     log.say(_opening(config, architecture, state, model, data, train_state))
+    if samples:
+        log.say(f"evaluation tasks: {', '.join(dict.fromkeys(label for sample in samples for label in sample.labels))}")
     if exchange_reason:
         log.say(f"context exchange {describe_exchange(config.parallel)}: {exchange_reason}")
     context = StepContext(config.objective, config.training.global_batch_size, data.max_turns, state)
     schedule = Schedule(config.optimizer, train_iters)
     flops = step_flops(architecture)
-    run = Run(config, model, optimizer, schedule, data, reference, checkpointer, context, train_iters, flops)
+    tasks = TaskEvaluation(samples, config, state) if samples else None
+    run = Run(config, model, optimizer, schedule, data, reference, checkpointer, context, train_iters, flops, tasks)
     try:
         return train(run, train_state, log)
     finally:
@@ -115,9 +122,7 @@ def describe_training(config: RunConfig, train_iters: int) -> dict[str, Any]:
     start = {"initial weights": "random"} if config.model.random_init else {}
     contexts = reference_contexts(objective, config.reference)
     record = adapter_record(config)
-    adapters = (
-        {"LoRA": f"rank {record.rank}, alpha {record.alpha:g}, on {', '.join(record.target_modules)}"} if record else {}
-    )
+    adapters = {"LoRA": f"rank {record.rank}, alpha {record.alpha:g}, on {', '.join(record.target_modules)}"} if record else {}
     return {
         **start,
         **adapters,

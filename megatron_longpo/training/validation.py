@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,13 +45,22 @@ def evaluate(
     mine = samples[state.dp_group.rank() :: state.dp_group.size()]
     options = packing_options(config, state)
     micro_batches = micro_batches_in_order(mine, config, data, options)
+    reports: list[dict[str, Any]] = []
+    with in_evaluation_mode(model):
+        for start in range(0, len(micro_batches), _MICRO_BATCHES_AT_ONCE):
+            part = micro_batches[start : start + _MICRO_BATCHES_AT_ONCE]
+            reports += run_batches(model, reference.batches(part, options), context, forward_only=True)
+    return reduce_reports(reports, context)
+
+
+@contextlib.contextmanager
+def in_evaluation_mode(model: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Keep model chunks in evaluation mode; afterwards they are as they were."""
     modes = [chunk.training for chunk in model]
     for chunk in model:
         chunk.eval()
-    reports: list[dict[str, Any]] = []
-    for start in range(0, len(micro_batches), _MICRO_BATCHES_AT_ONCE):
-        part = micro_batches[start : start + _MICRO_BATCHES_AT_ONCE]
-        reports += run_batches(model, reference.batches(part, options), context, forward_only=True)
-    for chunk, was_training in zip(model, modes, strict=True):
-        chunk.train(was_training)
-    return reduce_reports(reports, context)
+    try:
+        yield
+    finally:
+        for chunk, was_training in zip(model, modes, strict=True):
+            chunk.train(was_training)

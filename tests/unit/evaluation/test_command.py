@@ -172,7 +172,7 @@ BAD = [
     (("--server", "http://127.0.0.1:9/v1", "--tokenizer-model", "/none/x", "--tasks", "vt"), "no tokenizer could be read"),
     (("--model", "x", "--questions", "none.jsonl"), "--questions none.jsonl: No such file or directory; give a JSON Lines file"),
     (("--model", "x", "--questions", "/x/vt.jsonl"), "'vt' is the name of a task; name it otherwise"),
-    (("--model", "x", "--questions", "/x/a.jsonl", "/y/a.jsonl"), "--questions: two are called 'a'; name them"),
+    (("--model", "x", "--questions", "/x/a.jsonl", "/y/a.jsonl"), "'a'; name them, as in --questions mine=/x/a.jsonl"),
     (("--model", "x", "--questions-max-new-tokens", "0"), "--questions-max-new-tokens must be at least 1"),
     (("--report-only",), "holds no results"),
 ]
