@@ -1,6 +1,5 @@
 """The quickstart's own machinery; the commands that it runs have tests of their own."""
 
-import fcntl
 import importlib.util
 import json
 import subprocess
@@ -10,7 +9,6 @@ from types import ModuleType
 
 import pytest
 
-from megatron_longpo.utils.errors import UserError
 from tests.e2e.test_examples import assert_flags_are_taken
 from tests.support.recorded_commands import ROOT, read_command
 
@@ -27,70 +25,24 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def make_stages(module: ModuleType, folder: Path, *texts: str) -> list:
-    """Make a chain of stages, each of which adds a line to its own file and to a common log."""
-    code = "import sys; [open(path, 'a').write(sys.argv[1] + '\\n') for path in sys.argv[2:]]"
-    outputs = [folder / f"output{number}.txt" for number in range(len(texts))]
-    return [
-        module.Stage(path.stem, f"write {text}", ("python", "-c", code, text, str(path), str(folder / "log")), (path,))
-        for path, text in zip(outputs, texts, strict=True)
-    ]
-
-
-def test_a_stage_runs_once_and_again_when_it_or_one_before_it_changes(tmp_path, monkeypatch, capfd):
-    module = load("stages", monkeypatch)
-    log = tmp_path / "log"
-    first = module.run_stages(make_stages(module, tmp_path, "a", "b", "c"), tmp_path, {})
-    assert log.read_text().split() == ["a", "b", "c"]
-    assert "[2/3] write b\n$ python -c" in capfd.readouterr().out
-    again = module.run_stages(make_stages(module, tmp_path, "a", "b", "c"), tmp_path, {})
-    assert (again, log.read_text().split()) == (first, ["a", "b", "c"])
-    module.run_stages(make_stages(module, tmp_path, "a", "B", "c"), tmp_path, {})
-    assert log.read_text().split() == ["a", "b", "c", "B", "c"]
-    assert [(tmp_path / f"output{number}.txt").read_text() for number in range(3)] == ["a\n", "B\n", "c\n"]
-    (tmp_path / "output2.txt").unlink()
-    module.run_stages(make_stages(module, tmp_path, "a", "B", "c"), tmp_path, {})
-    assert log.read_text().split() == ["a", "b", "c", "B", "c", "c"]
-
-
-def test_a_stage_that_fails_stops_the_chain_and_is_started_over_what_it_left(tmp_path, monkeypatch, capfd):
-    module = load("stages", monkeypatch)
-    output, switch = tmp_path / "output", tmp_path / "switch"
-    code = f"import os; open({str(output)!r}, 'a').write('part '); os.path.exists({str(switch)!r}) or exit(3)"
-    stages = [module.Stage("weak", "fail once", ("python", "-c", code), (output,)), *make_stages(module, tmp_path, "after")]
-    with pytest.raises(UserError, match="stage 'weak' failed with exit code 3"):
-        module.run_stages(stages, tmp_path, {})
-    assert not (tmp_path / "log").exists()
-    switch.touch()
-    module.run_stages(stages, tmp_path, {})
-    assert output.read_text() == "part part "
-    assert (tmp_path / "log").read_text() == "after\n"
-
-
-def test_a_second_process_is_refused(tmp_path, monkeypatch, capfd):
-    module = load("stages", monkeypatch)
-    code = f"import fcntl; fcntl.flock(open({str(tmp_path / 'lock')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    with pytest.raises(UserError, match="stage 'other' failed"):
-        module.run_stages([module.Stage("other", "lock it", ("python", "-c", code), ())], tmp_path, {})
-    holder = (tmp_path / "lock").open()
-    fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with pytest.raises(UserError, match="another quickstart is running here"):
-        module.run_stages([], tmp_path, {})
-    holder.close()
-
-
-def test_a_stage_that_makes_nothing_is_an_error(tmp_path, monkeypatch, capfd):
-    module = load("stages", monkeypatch)
-    stage = module.Stage("idle", "do nothing", ("python", "-c", ""), (tmp_path / "never",))
-    with pytest.raises(UserError, match=r"ended without making .*never"):
-        module.run_stages([stage], tmp_path, {})
-
-
 def test_every_command_takes_its_flags(monkeypatch):
     stages = load("run", monkeypatch).stages()
     assert len({stage.name for stage in stages}) == len(stages) == 11
     for stage in stages:
         assert_flags_are_taken(read_command(list(stage.command)))
+
+
+def test_every_stage_reads_what_its_command_names(monkeypatch):
+    """So that a change of it runs the stage again."""
+    made: set[str] = set()
+    for stage in load("run", monkeypatch).stages():
+        read = {str(artifact.path) for artifact in stage.inputs}
+        named = {word for word in stage.command if word in made or word.endswith("lead_ins.txt")}
+        prefixes = {word for word in stage.command if f"{word}.bin" in made}
+        outputs = {str(artifact.path) for artifact in stage.outputs}
+        assert named - outputs <= read, stage.name
+        assert {f"{prefix}.{end}" for prefix in prefixes for end in ("bin", "idx", "json")} <= read | outputs, stage.name
+        made |= outputs
 
 
 def test_documents_are_starts_of_topics_in_whole_paragraphs(tmp_path):
