@@ -6,7 +6,8 @@ import shlex
 import sys
 
 from megatron_longpo.evolution.config import Config
-from megatron_longpo.evolution.plan import Plan, absent_inputs
+from megatron_longpo.evolution.order import absent_inputs
+from megatron_longpo.evolution.plan import Plan
 from megatron_longpo.evolution.runner import Chain, Stopped, only_run, run_chain
 from megatron_longpo.evolution.status import list_states
 from megatron_longpo.utils.errors import UserError

@@ -8,11 +8,13 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from megatron_longpo.config.cli import build_parser, parse_args
+from megatron_longpo.config.cli import build_parser, parse_args, read_config_group
+from megatron_longpo.config.layout import world_problems
 from megatron_longpo.config.loss_types import reference_contexts
-from megatron_longpo.config.schema import RunConfig
+from megatron_longpo.config.schema import ParallelConfig, RunConfig
 from megatron_longpo.evolution.config import BASE, Config, Flags, Round, Source
 from megatron_longpo.evolution.flags import as_words, check
+from megatron_longpo.evolution.order import in_order
 from megatron_longpo.evolution.scores import QUESTIONS, is_asked, split_length
 from megatron_longpo.evolution.stages import EXPORTED, NATIVE, SCORES, TOKENIZER, Artifact, Stage
 from megatron_longpo.evolution.tools import HOW, OURS, PARALLEL, SCRIPTS, listed, named_files
@@ -47,39 +49,7 @@ def make_plan(config: Config, tools: Toolbox) -> Plan:
         UserError: a command refuses its flags, or a score that decides is not measured.
     """
     planner = _Planner(config, tools)
-    return Plan(tuple(_in_order(list(planner.stages()))), tuple(planner.warnings))
-
-
-def absent_inputs(stages: Sequence[Stage]) -> list[tuple[str, str]]:
-    """What is needed, made by no stage, and not there: stage and path."""
-    made = {artifact.path for stage in stages for artifact in stage.outputs}
-    return [
-        (stage.name, str(artifact.path))
-        for stage in stages
-        for artifact in stage.inputs
-        if artifact.path not in made and not artifact.path.exists()
-    ]
-
-
-def _in_order(stages: list[Stage]) -> Iterator[Stage]:
-    """Yield each stage after those that make its inputs, otherwise in the order given."""
-    makers = {artifact.path: stage for stage in stages for artifact in stage.outputs}
-    done: dict[str, bool] = {}
-
-    def visit(stage: Stage) -> Iterator[Stage]:
-        if stage.name in done:
-            if not done[stage.name]:
-                raise UserError(f"stage {stage.name} needs its own output")
-            return
-        done[stage.name] = False
-        for artifact in stage.inputs:
-            if artifact.path in makers:
-                yield from visit(makers[artifact.path])
-        done[stage.name] = True
-        yield stage
-
-    for stage in stages:
-        yield from visit(stage)
+    return Plan(tuple(in_order(list(planner.stages()))), tuple(planner.warnings))
 
 
 class _Planner:
@@ -169,12 +139,20 @@ class _Planner:
 
     def _read_training(self, round_: Round) -> RunConfig:
         """Let the training's own parser read its flags, for the stages that depend on them."""
-        nodes = self._config.launch.nodes("train")
-        parse = functools.partial(parse_args, world_size=self._config.launch.processes * nodes)
+        parse = functools.partial(parse_args, world_size=self._processes("train"))
         place = f"{round_.name}/train"
         config, warnings = check(parse, self._training_words(round_), f"{self._config.path}: {place}")
+        self._check_layout(config.parallel, "train", place)
         self.warnings += [f"{place}: {warning}" for warning in warnings]
         return config
+
+    def _processes(self, kind: str) -> int:
+        return self._config.launch.processes * self._config.launch.nodes(kind)
+
+    def _check_layout(self, parallel: ParallelConfig, kind: str, place: str) -> None:
+        problems = world_problems(parallel, self._processes(kind))
+        if problems:
+            raise UserError(f"{self._config.path}: {place}: {problems[0]} (launch.processes, and the nodes of its job)")
 
     def _training_words(self, round_: Round) -> list[str]:
         folder, saved = self._folder(round_.name), str(self._folder(round_.name) / "trained")
@@ -357,7 +335,9 @@ class _Planner:
         """Put a stage together; its parser reads the words unless that has been done (``checked``)."""
         words = [*words, *(self._words(kind, flags) if flags else [])]
         if not checked:
-            check(self._parser(kind).parse_args, words, f"{self._config.path}: {name}")
+            parsed, _ = check(self._parser(kind).parse_args, words, f"{self._config.path}: {name}")
+            if kind == "precompute":
+                self._check_layout(read_config_group(parsed, ParallelConfig), kind, name)
         return Stage(
             name=name,
             kind=kind,
@@ -372,9 +352,8 @@ class _Planner:
         )
 
     def _program(self, kind: str) -> tuple[str, ...]:
-        launch = self._config.launch
-        nodes = launch.nodes(kind)
-        if kind not in PARALLEL or launch.processes * nodes == 1:
+        launch, nodes = self._config.launch, self._config.launch.nodes(kind)
+        if kind not in PARALLEL or self._processes(kind) == 1:
             return ("python",)
         place = f"--nnodes={nodes}" if nodes > 1 else "--standalone"
         return ("torchrun", place, f"--nproc-per-node={launch.processes}")

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from megatron_longpo.evolution.hashing import Hasher
 from megatron_longpo.evolution.manifest import Manifest, Record, versions
+from megatron_longpo.evolution.order import feeders
 from megatron_longpo.evolution.processes import StopRequest, end_processes, run_command
 from megatron_longpo.evolution.stages import Stage
-from megatron_longpo.evolution.states import DONE, feeders, judge, says_stop
+from megatron_longpo.evolution.states import DONE, judge, says_stop
 from megatron_longpo.utils.errors import UserError
 
 HASHES = "hashes.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from megatron_longpo.evolution.files import read_json
 from megatron_longpo.evolution.hashing import Hasher
@@ -48,15 +48,3 @@ def judge(stage: Stage, record: Record | None, hasher: Hasher) -> Verdict:
 def says_stop(stage: Stage) -> bool:
     """Whether a stage that is done has decided that the chain ends."""
     return stage.gate is not None and read_json(stage.gate).get("continue") is False
-
-
-def feeders(stages: Sequence[Stage], name: str) -> set[str]:
-    """Names of the stages that a stage needs: what makes its inputs, what makes theirs, and every decision before it."""
-    place = next(place for place, stage in enumerate(stages) if stage.name == name)
-    wanted = {artifact.path for artifact in stages[place].inputs}
-    found = set()
-    for stage in reversed(stages[:place]):
-        if stage.gate or wanted & {artifact.path for artifact in stage.outputs}:
-            found.add(stage.name)
-            wanted |= {artifact.path for artifact in stage.inputs}
-    return found

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from megatron_longpo.evolution.hashing import Hasher
 from megatron_longpo.evolution.manifest import Manifest
+from megatron_longpo.evolution.order import feeders
 from megatron_longpo.evolution.runner import HASHES, LOCK
 from megatron_longpo.evolution.stages import Stage
-from megatron_longpo.evolution.states import DONE, INTERRUPTED, TO_DO, feeders, judge, says_stop
+from megatron_longpo.evolution.states import DONE, INTERRUPTED, TO_DO, judge, says_stop
 
 RUNNING, SKIPPED, WAITS = "running", "skipped", "waits"
 

@@ -78,8 +78,9 @@ HOW: Mapping[str, frozenset[str]] = {
     "train": frozenset(
         {
             *_LAUNCHER,
-            *_group("parallel", "logging"),
-            *("--save-interval", "--keep-checkpoints", "--micro-batch-size", "--micro-batch-tokens", "--logit-chunk-size"),
+            *_group("parallel", "logging", "evaluation"),
+            *("--eval-interval", "--eval-iters", "--save-interval", "--keep-checkpoints"),
+            *("--micro-batch-size", "--micro-batch-tokens", "--logit-chunk-size"),
             *("--recompute-granularity", "--recompute-method", "--recompute-num-layers"),
             *("--recompute-attention", "--no-recompute-attention", "--cpu-offloading-num-layers"),
         }
