@@ -104,6 +104,7 @@ def stages() -> list[Stage]:
                 *("--seq-length", SEQ_LENGTH, "--output", f"{BUILD}/before.json"),
             ),
             inputs=(checkpoint, cache, *files),
+            environment=share_of_cores(),
             outputs=(Artifact(BUILD / "before.json"),),
         ),
         Stage(
@@ -117,6 +118,7 @@ def stages() -> list[Stage]:
                 *("--save", f"{trained}", "--load", f"{trained}"),
             ),
             inputs=(checkpoint, cache, *files),
+            environment=share_of_cores(),
             outputs=(result,),
         ),
         Stage(
@@ -128,6 +130,7 @@ def stages() -> list[Stage]:
                 *("--seq-length", SEQ_LENGTH, "--output", f"{BUILD}/after.json"),
             ),
             inputs=(result, checkpoint, cache, *files),
+            environment=share_of_cores(),
             outputs=(Artifact(BUILD / "after.json"),),
         ),
         Stage(
@@ -152,12 +155,12 @@ def stages() -> list[Stage]:
 
 def environment() -> dict[str, str]:
     """Return variables that keep the libraries' remarks out of the output."""
-    return {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": threads()}
+    return {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def threads() -> str:
-    """Return the threads of a process: the cores shared out over the processes of training."""
-    return str(max(1, len(os.sched_getaffinity(0)) // int(PROCESSES)))
+def share_of_cores() -> dict[str, str]:
+    """Return the variables of a stage of several processes: each has its share of the cores. One process alone takes all."""
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // int(PROCESSES)))}
 
 
 def main() -> None:

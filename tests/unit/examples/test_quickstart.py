@@ -80,3 +80,12 @@ def test_the_summary_holds_what_it_promises(tmp_path, monkeypatch):
     assert (summary["before"]["loss"], summary["after"]["loss"], summary["answer"]) == (0.5, 0.25, "Because.")
     assert summary["hf_path"] == str(tmp_path / "exported")
     assert Path(summary["plot"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_processes_share_the_cores_and_one_process_has_them_all(monkeypatch):
+    run = load("run", monkeypatch)
+    monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: set(range(8)))
+    for stage in run.stages():
+        shared = {"OMP_NUM_THREADS": "4"} if stage.command[0] == "torchrun" else {}
+        assert dict(stage.environment) == shared, stage.name
+    assert "OMP_NUM_THREADS" not in run.environment()
