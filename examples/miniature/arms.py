@@ -1,0 +1,129 @@
+"""What the miniature compares: conditions, arms, learning rates, sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from language import Kind
+
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+"""The same for every arm; each arm's is chosen on the validation seed."""
+VALIDATION_SEED = 100
+SEEDS = (0, 1, 2)
+
+CHUNKS = 8
+"""Length of the documents of a round, in chunks."""
+SEQ_LENGTH = 1024
+NUM_DOCUMENTS = 320
+ITERATIONS = 40
+GLOBAL_BATCH_SIZE = 8
+QUESTIONS = 200
+"""Questions of each group in an evaluation."""
+QUESTIONS_IN_TRAINING, INTERVAL = 60, 10
+"""The same while an arm is trained, and iterations between them."""
+
+EVALUATED_CHUNKS = (1, 2, 4, 8)
+OWN_ROTARY_BASE = 1e4
+RAISED_ROTARY_BASES = (1e5, 5e4, 2e4)
+"""Candidates, ten times the model's own first, as in the paper."""
+MOST_AFTER_RAISING = 40.0
+"""The rule by which a seed's raised base is chosen: the first candidate with which the untrained model answers at most this share
+of the long questions of condition ``right``. A base that mends everything by itself leaves nothing to compare."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grade:
+    """A part of a base model's schooling.
+
+    Attributes:
+        words: lengths of its lessons' documents.
+        lessons: how many.
+        iterations: of 48 lessons.
+        nll_scope: what is learned.
+        lr: peak learning rate.
+        min_lr: at the end.
+    """
+
+    words: tuple[int, ...]
+    lessons: int
+    iterations: int
+    nll_scope: str
+    lr: float
+    min_lr: float
+
+
+SCHOOL = (
+    Grade((20, 24, 32), 12000, 900, "answers", 2e-3, 2e-3),
+    Grade((24, 36, 48, 64, 80, 112), 16000, 700, "all", 2e-3, 1e-4),
+)
+"""Looking up emerges on short documents; then they grow, and their text is learned too."""
+ERRING_INTERVAL, ERRING_UNTIL = 50, 250
+ERRING_FROM, ERRING_BELOW = 80.0, 90.0
+"""The model that errs is the first checkpoint of the last grade that answers this share of the questions on one chunk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """Documents, and the model that reads them.
+
+    Attributes:
+        name: in the results.
+        title: for a reader.
+        kind: what is asked for.
+        shared_keys: a document's scopes share their keys.
+        errs: the base is an earlier checkpoint, which errs on short documents too.
+        max_new_tokens: longest answer.
+    """
+
+    name: str
+    title: str
+    kind: Kind = "facts"
+    shared_keys: bool = False
+    errs: bool = False
+    max_new_tokens: int = 16
+
+
+CONDITIONS = (
+    Condition("right", "labels always right"),
+    Condition("noisy", "a short-context model that errs", errs=True),
+    Condition("scopes", "systematic long-context errors: the same key in several scopes", shared_keys=True),
+    Condition("notes", "longer answers", kind="notes", max_new_tokens=32),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A way to train on the same pairs.
+
+    Attributes:
+        name: in the results.
+        flags: of pretrain_longpo.py.
+        reference: the cache that it reads, if any.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    reference: Literal["short", "long", "both", "none"] = "short"
+
+
+def _of_margin(loss_type: str) -> tuple[str, ...]:
+    return ("--preset", "paper", "--loss-type", loss_type)
+
+
+ARMS = (
+    Arm("sft", ("--preset", "sft"), "none"),
+    Arm("nll", ("--preset", "paper", "--preference-weight", "0"), "none"),
+    Arm("dpo", ("--preset", "dpo"), "long"),
+    Arm("longpo-no-s2l", ("--preset", "longpo-no-s2l"), "long"),
+    Arm("longpo-no-nll", ("--preset", "longpo-no-nll", "--preference-weight", "1")),
+    Arm("longpo", ("--preset", "paper")),
+    Arm("hinge", _of_margin("hinge")),
+    Arm("ipo", _of_margin("ipo")),
+    Arm("simpo", ("--preset", "simpo"), "none"),
+    Arm("solo-dpo", ("--preset", "solo-dpo"), "both"),
+    Arm("solo-simpo", ("--preset", "solo-simpo"), "none"),
+    Arm("solo-orpo", ("--preset", "solo-orpo"), "none"),
+    Arm("sft-s2l", ("--preset", "sft-s2l"), "none"),
+)
+"""``base`` and ``raised``, which are not trained, stand beside them."""

@@ -1,0 +1,342 @@
+"""The study in miniature: one base model a seed, four conditions, every arm, learning rates chosen on a seed of their own.
+
+  python examples/miniature/study.py                                    # one seed, condition `right`
+  python examples/miniature/study.py --conditions right scopes --seeds 0 1 2
+  python examples/miniature/study.py --full                             # three seeds, all conditions
+
+It runs the product's own commands, two at a time with a thread each; docs/miniature.md tells how long they take. Everything lies
+under build/miniature, and a second run goes on where the first one stopped. At its end it writes examples/miniature/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import arms
+from arms import ARMS, CONDITIONS, Arm, Condition
+from tasks import Pool, Task
+
+from megatron_longpo.utils.errors import run_command
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HERE = "examples/miniature"
+BUILD = Path("build/miniature")
+NAME = "miniature"
+"""What the questions are called in results."""
+
+
+def python(name: str, script: str, *flags: object) -> Task:
+    """Make a task of a command."""
+    return Task(name, ("python", script, *map(str, flags)))
+
+
+def pretrain(name: str, *flags: object) -> Task:
+    """Make a task of a training in one process."""
+    return Task(name, ("torchrun", "--nproc-per-node", "1", "pretrain_longpo.py", *map(str, flags)))
+
+
+def preprocess(name: str, pairs: Path, prefix: Path, model: Path) -> Task:
+    """Make a task that tokenises pairs."""
+    flags = ("--input", pairs, "--output-prefix", prefix, "--tokenizer-model", model, "--seq-length", arms.SEQ_LENGTH)
+    return python(name, "tools/preprocess_preference_data.py", *flags, "--no-deduplicate", "--workers", 1, "--overwrite")
+
+
+def evaluate(name: str, models: dict[str, Path], questions: Path, output: Path, *flags: object) -> Task:
+    """Make a task that asks models the questions of a condition."""
+    named = [f"{model}={folder}" for model, folder in models.items()]
+    asked = ("--questions", f"{NAME}={questions}", "--questions-metric", "exact", "--questions-max-new-tokens", 20)
+    return python(name, "tools/evaluate.py", "--model", *named, *asked, "--output", output, *flags)
+
+
+def scores(output: Path, model: str) -> dict[str, float]:
+    """Read a model's scores in percent, by group of questions."""
+    path = output / model / "results.json"
+    results = json.loads(path.read_text())
+    groups = results["questions"][NAME]["groups"]
+    return {group: float(found["score"]) for group, found in groups.items()}
+
+
+class Seed:
+    """Files and tasks of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        """Name the folder."""
+        self.seed = seed
+        self.folder = BUILD / f"seed{seed}"
+        self.erring = arms.SCHOOL[-1].iterations
+        """Iteration of the last grade whose checkpoint errs; known after `choose_bases`."""
+
+    def name(self, *parts: object) -> str:
+        """Name a task."""
+        return "-".join(map(str, (f"seed{self.seed}", *parts)))
+
+    # The base model, by labels on short documents.
+
+    def school(self) -> list[Task]:
+        """Teach a base model: random weights, then plain SFT on ever longer short documents."""
+        folder, model = self.folder, self.folder / "init"
+        chain = [
+            python(self.name("init"), f"{HERE}/make_model.py", "--output", model, "--seed", self.seed),
+            python(self.name("convert"), "checkpoint_conversion/hf_to_mcore.py", "--hf", model, "--save", folder / "native"),
+        ]
+        start = folder / "native"
+        for number, grade in enumerate(arms.SCHOOL):
+            lessons, prefix, save = (folder / f"{what}{number}" for what in ("lessons", "grade", "school"))
+            written = lessons.with_suffix(".jsonl")
+            size = ("--number", grade.lessons, "--words", *grade.words)
+            seed = 10 * self.seed + number
+            chain += [
+                python(
+                    self.name("lessons", number), f"{HERE}/make_data.py", "lessons", "--output", written, "--seed", seed, *size
+                ),
+                preprocess(self.name("grade", number), written, prefix, model),
+                pretrain(
+                    self.name("school", number),
+                    *("--pretrained-checkpoint", start, "--data-path", prefix, "--seq-length", arms.SEQ_LENGTH),
+                    *("--train-iters", grade.iterations, "--global-batch-size", 48, "--micro-batch-tokens", 4096),
+                    *("--preference-weight", 0, "--nll-scope", grade.nll_scope, "--lr", grade.lr, "--min-lr", grade.min_lr),
+                    *("--lr-warmup-iters", 50, "--adam-beta2", 0.98, "--seed", self.seed, "--log-interval", 50),
+                    *("--save", save, "--load", save, "--save-interval", arms.ERRING_INTERVAL),
+                ),
+            ]
+            start = save
+        return chain
+
+    def native(self, condition: Condition) -> Path:
+        """The checkpoint that writes the pairs, refers, and is trained."""
+        return self.folder / ("erring" if condition.errs else "base")
+
+    def exported(self, condition: Condition) -> Path:
+        """The same as a Hugging Face folder."""
+        return self.stop(self.erring if condition.errs else arms.SCHOOL[-1].iterations)
+
+    def stop(self, iteration: int) -> Path:
+        """A checkpoint of the last grade as a Hugging Face folder."""
+        return self.folder / "stops" / f"{iteration}"
+
+    # One condition.
+
+    def place(self, condition: Condition) -> Path:
+        """Folder of a condition."""
+        return self.folder / condition.name
+
+    def questions(self, condition: Condition) -> Path:
+        """Questions of a condition."""
+        return self.place(condition) / "questions.jsonl"
+
+    def write_questions(self, condition: Condition) -> Task:
+        """Write the questions of a condition: documents that nobody trains on, from one chunk to as many as pairs have."""
+        kind = ("--kind", condition.kind, *(("--shared-keys",) if condition.shared_keys else ()))
+        sizes = ("--number", arms.QUESTIONS, "--chunks", *arms.EVALUATED_CHUNKS)
+        flags = ("--output", self.questions(condition), "--seed", 1000 + self.seed, *sizes, *kind)
+        return python(self.name(condition.name, "questions"), f"{HERE}/make_data.py", "questions", *flags)
+
+    def pairs(self, condition: Condition, rotary_base: float) -> list[Task]:
+        """Let the base model write its pairs, tokenise them, and note what the references say."""
+        place, native, model = self.place(condition), self.native(condition), self.exported(condition)
+        kind = ("--kind", condition.kind, *(("--shared-keys",) if condition.shared_keys else ()))
+        documents, written, prefix = place / "documents.jsonl", place / "pairs.jsonl", place / "pairs"
+        size = ("--seed", self.seed, "--number", arms.NUM_DOCUMENTS, "--chunks", arms.CHUNKS)
+        generate = (
+            *("--input", documents, "--output", written, "--model", model, "--template-dir", f"{HERE}/prompts"),
+            *("--question-generator", f"{HERE}/language.py:ask", "--num-questions", 1, "--max-question-tokens", 8),
+            *("--num-turns", 4, "--seq-length", arms.SEQ_LENGTH, "--context-length", arms.SEQ_LENGTH),
+            *("--min-document-tokens", 1, "--min-chunk-tokens", 60, "--max-chunk-tokens", 128),
+            *("--max-new-tokens", condition.max_new_tokens, "--seed", self.seed),
+            *("--skip-filter", "refusal", "repetition", "too_short", "no_answer", "identical"),
+        )
+        reference = ("--reference-checkpoint", native, "--data-path", prefix, "--overwrite")
+        long = ("--reference-context", "long", "--reference-rotary-base", rotary_base)
+        own = place / "pairs-own"
+        own_reference = ("--reference-checkpoint", native, "--data-path", own, "--overwrite")
+        return [
+            python(
+                self.name(condition.name, "documents"), f"{HERE}/make_data.py", "documents", "--output", documents, *size, *kind
+            ),
+            python(self.name(condition.name, "pairs"), "tools/generate_preference_data.py", *generate),
+            preprocess(self.name(condition.name, "dataset"), written, prefix, model),
+            python(self.name(condition.name, "short"), "tools/precompute_reference_logprobs.py", *reference),
+            python(self.name(condition.name, "long"), "tools/precompute_reference_logprobs.py", *reference, *long),
+            # A run that reads both contexts has one RoPE base for its reference: the model's own.
+            preprocess(self.name(condition.name, "dataset-own"), written, own, model),
+            python(self.name(condition.name, "short-own"), "tools/precompute_reference_logprobs.py", *own_reference),
+            python(
+                self.name(condition.name, "long-own"),
+                "tools/precompute_reference_logprobs.py",
+                *(*own_reference, "--reference-context", "long"),
+            ),
+        ]
+
+    def trained(self, condition: Condition, arm: Arm, rate: float) -> Path:
+        """Where an arm's run lies."""
+        return self.place(condition) / f"{arm.name}-{rate:g}"
+
+    def train(self, condition: Condition, arm: Arm, rate: float, rotary_base: float) -> Task:
+        """Train an arm. The validation seed is asked more, and at the end only."""
+        is_validation = self.seed == arms.VALIDATION_SEED
+        asked = ("--eval-tasks-samples", arms.QUESTIONS // 2)
+        if not is_validation:
+            asked = ("--eval-tasks-samples", arms.QUESTIONS_IN_TRAINING, "--eval-tasks-interval", arms.INTERVAL)
+        save = self.trained(condition, arm, rate)
+        reference = () if arm.reference == "none" else ("--reference-checkpoint", self.native(condition))
+        if arm.reference == "long":
+            reference += ("--reference-rotary-base", rotary_base)
+        data = "pairs-own" if arm.reference == "both" else "pairs"
+        return pretrain(
+            self.name(condition.name, arm.name, f"{rate:g}"),
+            *("--pretrained-checkpoint", self.native(condition), "--rotary-base", rotary_base),
+            *("--data-path", self.place(condition) / data, "--seq-length", arms.SEQ_LENGTH),
+            *arm.flags,
+            *reference,
+            *("--lr", rate, "--lr-warmup-fraction", 0.1, "--train-iters", arms.ITERATIONS),
+            *("--global-batch-size", arms.GLOBAL_BATCH_SIZE, "--micro-batch-tokens", 4096, "--seed", self.seed),
+            *("--eval-tasks", f"questions:{NAME}={self.questions(condition)}", *asked),
+            *("--save", save, "--load", save, "--log-interval", 10),
+        )
+
+
+def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
+    """Make the base models, and choose each seed's erring checkpoint and raised RoPE base by the rules of `arms`."""
+    pool.run("base models", [seed.school() for seed in seeds])
+    right, last = CONDITIONS[0], len(arms.SCHOOL) - 1
+    stops = [*range(arms.ERRING_INTERVAL, arms.ERRING_UNTIL + 1, arms.ERRING_INTERVAL), arms.SCHOOL[-1].iterations]
+    chains, chosen = [], {}
+    for seed in seeds:
+        school = seed.folder / f"school{last}"
+        exports = {iteration: seed.stop(iteration) for iteration in stops}
+        chain = [seed.write_questions(right)]
+        for iteration, folder in exports.items():
+            flags = ("--load", school, "--iteration", iteration, "--save", folder)
+            chain.append(python(seed.name("stop", iteration), "checkpoint_conversion/mcore_to_hf.py", *flags))
+        models = {str(iteration): folder for iteration, folder in exports.items()}
+        chain.append(evaluate(seed.name("stops"), models, seed.questions(right), seed.folder / "evaluation-stops"))
+        for base in arms.RAISED_ROTARY_BASES:
+            output = seed.folder / f"evaluation-rotary-{base:g}"
+            model = {"raised": exports[stops[-1]]}
+            chain.append(evaluate(seed.name("rotary", f"{base:g}"), model, seed.questions(right), output, "--rotary-base", base))
+        chains.append(chain)
+    pool.run("base models: choice", chains)
+    for seed in seeds:
+        short = {stop: scores(seed.folder / "evaluation-stops", str(stop))["1x"] for stop in stops}
+        seed.erring = erring = next((stop for stop in stops if short[stop] >= arms.ERRING_FROM), stops[-1])
+        raised = {base: scores(seed.folder / f"evaluation-rotary-{base:g}", "raised")["8x"] for base in arms.RAISED_ROTARY_BASES}
+        fit = [base for base in arms.RAISED_ROTARY_BASES if raised[base] <= arms.MOST_AFTER_RAISING]
+        chosen[seed.seed] = fit[0] if fit else min(raised, key=lambda base: raised[base])
+        report = {"short_by_iteration": short, "erring": erring, "raised": raised, "rotary_base": chosen[seed.seed]}
+        (seed.folder / "choice.json").write_text(json.dumps(report, indent=1))
+        found = ", ".join(f"{base:g}: {value:.1f}" for base, value in raised.items())
+        print(f"seed {seed.seed}: one chunk {short[stops[-1]]:.1f}; iteration {erring} errs ({short[erring]:.1f})")
+        print(f"seed {seed.seed}: raised base {chosen[seed.seed]:g}; eight chunks, untrained: {found}")
+    chains = [
+        [
+            python(seed.name(what), "checkpoint_conversion/hf_to_mcore.py", "--hf", folder, "--save", seed.folder / what)
+            for what, folder in (("base", seed.stop(stops[-1])), ("erring", seed.stop(seed.erring)))
+        ]
+        for seed in seeds
+    ]
+    pool.run("base models: conversion", chains)
+    return chosen
+
+
+def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequence[Arm], workers: int) -> None:
+    """Run everything that is asked for."""
+    pool = Pool(BUILD, workers)
+    validation = Seed(arms.VALIDATION_SEED)
+    tested = [Seed(seed) for seed in seeds]
+    rotary = choose_bases([validation, *tested], pool)
+    for condition in conditions:
+        everyone = [validation, *tested]
+        pool.run(
+            f"{condition.name}: pairs",
+            [
+                [
+                    *([] if condition == CONDITIONS[0] else [seed.write_questions(condition)]),
+                    *seed.pairs(condition, rotary[seed.seed]),
+                ]
+                for seed in everyone
+            ],
+        )
+        base = rotary[validation.seed]
+        sweep = [(arm, rate) for arm in chosen_arms for rate in arms.LEARNING_RATES]
+        pool.run(f"{condition.name}: learning rates", [[validation.train(condition, arm, rate, base)] for arm, rate in sweep])
+        rates = {}
+        for arm in chosen_arms:
+            found = {rate: last_scores(validation.trained(condition, arm, rate)) for rate in arms.LEARNING_RATES}
+            rates[arm.name] = max(found, key=lambda rate: criterion(found[rate]))
+        (validation.place(condition) / "rates.json").write_text(json.dumps(rates, indent=1))
+        print(f"{condition.name}: {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}")
+        pool.run(
+            f"{condition.name}: training",
+            [[seed.train(condition, arm, rates[arm.name], rotary[seed.seed])] for arm in chosen_arms for seed in tested],
+        )
+        pool.run(
+            f"{condition.name}: evaluation",
+            [
+                [
+                    evaluate(
+                        seed.name(condition.name, "evaluate"),
+                        {
+                            "base": seed.exported(condition),
+                            **{arm.name: seed.trained(condition, arm, rates[arm.name]) for arm in chosen_arms},
+                        },
+                        seed.questions(condition),
+                        seed.place(condition) / "evaluation",
+                    ),
+                    evaluate(
+                        seed.name(condition.name, "evaluate-raised"),
+                        {"raised": seed.exported(condition)},
+                        seed.questions(condition),
+                        seed.place(condition) / "evaluation-raised",
+                        "--rotary-base",
+                        rotary[seed.seed],
+                    ),
+                ]
+                for seed in tested
+            ],
+        )
+
+
+def last_scores(run: Path) -> dict[str, float]:
+    """Read what a run's last evaluation gave, in percent, by group of questions."""
+    last = json.loads((run / "metrics.jsonl").read_text().strip().rpartition("\n")[2])
+    start = f"eval/{NAME}/"
+    return {
+        name.removeprefix(start): 100 * value
+        for name, value in last.items()
+        if name.startswith(start) and not name.endswith("/nll")
+    }
+
+
+def criterion(found: dict[str, float]) -> float:
+    """What a learning rate is chosen by: the mean of long accuracy, short accuracy and skills."""
+    return (found[f"{arms.CHUNKS}x"] + found["1x"] + (found["reverse"] + found["recall"]) / 2) / 3
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    names = [condition.name for condition in CONDITIONS]
+    parser.add_argument("--conditions", nargs="+", choices=names, default=["right"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[arm.name for arm in ARMS])
+    parser.add_argument("--full", action="store_true", help="all conditions, three seeds")
+    parser.add_argument("--workers", type=int, default=2, help="commands at a time, a thread each (default: 2)")
+    arguments = parser.parse_args()
+    os.chdir(REPOSITORY)
+    wanted = names if arguments.full else arguments.conditions
+    run(
+        list(arms.SEEDS) if arguments.full else arguments.seeds,
+        [condition for condition in CONDITIONS if condition.name in wanted],
+        [arm for arm in ARMS if arm.name in arguments.arms],
+        arguments.workers,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
