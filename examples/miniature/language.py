@@ -1,9 +1,9 @@
 """A language of 300 words in which documents tell facts, and questions ask for them.
 
-A chunk is about one scope. In between filler words, which follow each other by a fixed rule, it tells facts or notes. A fact is
-``s3 k7 v1 v30``: in scope s3, key k7 has the value "v1 v30"; a note is ``s3 k7`` and twelve filler words. A question names scope and
-key. Two more skills need no document: to reverse letters, and to know an entity's value by heart. The text of a chunk may end with an
-example of each.
+A chunk is about one scope. In between filler words, which follow each other by a fixed rule, it tells facts or notes.
+A fact is ``s3 k7 v1 v30``: in scope s3, key k7 has the value "v1 v30"; a note is ``s3 k7`` and twelve filler words. A
+question names scope and key. Two more skills need no document: to reverse letters, and to know an entity's value by heart.
+The text of a chunk may end with an example of each.
 """
 
 from __future__ import annotations

@@ -1,0 +1,202 @@
+"""Results of the study: examples/miniature/results.json, the tables in docs/miniature.md, and the plots beside it.
+
+It takes every condition whose evaluations are there for all of `--seeds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import arms
+from arms import ARMS, CONDITIONS, Condition
+from study import BUILD, HERE, NAME, REPOSITORY, Seed, scores
+
+from megatron_longpo.utils.errors import UserError, run_command
+
+PAGE = Path("docs/miniature.md")
+IMAGES = Path("docs/images")
+BEGIN, END = "<!-- tables: written by examples/miniature/report.py -->", "<!-- end of tables -->"
+UNTRAINED = ("base", "raised")
+MAIN = ("sft", "nll", "dpo", "longpo-no-s2l", "longpo-no-nll", "longpo")
+"""Arms of the paper and its ablations; the others are options beyond it."""
+LONG, SHORT = f"{arms.CHUNKS}x", "1x"
+
+
+def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
+    """Read a model's scores."""
+    folder = "evaluation-raised" if method == "raised" else "evaluation"
+    found = scores(seed.place(condition) / folder, method)
+    return {"long": found[LONG], "short": found[SHORT], "skills": skills(found), **found}
+
+
+def skills(found: dict[str, float]) -> float:
+    """Return the mean over the skills that need no document."""
+    return (found["reverse"] + found["recall"]) / 2
+
+
+def rows_of(condition: Condition, seeds: Sequence[Seed]) -> list[dict[str, Any]]:
+    """Make the rows of a condition; none if something is missing."""
+    rates_file = Seed(arms.VALIDATION_SEED).place(condition) / "rates.json"
+    if not rates_file.exists():
+        return []
+    rates, rows = json.loads(rates_file.read_text()), []
+    for method in (*UNTRAINED, *(arm.name for arm in ARMS)):
+        try:
+            found = [measure(seed, condition, method) for seed in seeds]
+        except FileNotFoundError:
+            continue
+        row: dict[str, Any] = {"condition": condition.name, "method": method}
+        for name in ("long", "short", "skills", "2x", "4x", "reverse", "recall"):
+            values = [one[name] for one in found]
+            row[name] = round(statistics.mean(values), 1)
+            row[f"{name}_sd"] = round(statistics.stdev(values), 1) if len(values) > 1 else None
+        trained = method not in UNTRAINED
+        row |= {"lr": rates[method] if trained else None, "seeds": len(seeds), "steps": arms.ITERATIONS if trained else 0}
+        rows.append(row)
+    return rows
+
+
+def labels(condition: Condition, seeds: Sequence[Seed]) -> dict[str, float]:
+    """Count how many of the pairs' answers are right, in percent: nothing that training knows."""
+    right = {"chosen": [0, 0], "rejected": [0, 0]}
+    for seed in seeds:
+        for line in (seed.place(condition) / "pairs.jsonl").read_text().splitlines():
+            for turn in json.loads(line)["turns"]:
+                _, scope, key = turn["instruction"].split()
+                told = f" {turn['short_context']} ".partition(f" {scope} {key} ")[2].split()
+                length = 12 if condition.kind == "notes" else 2
+                for side, counts in right.items():
+                    counts[0] += turn[side].split() == told[:length]
+                    counts[1] += 1
+    return {side: round(100 * good / total, 1) for side, (good, total) in right.items()}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Write rows as Markdown."""
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        spread = row[f"{name}_sd"]
+        return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
+
+    lines = [
+        "| method | lr | long (8 chunks) | 4 chunks | short (1 chunk) | skills | reverse | recall |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        rate = "" if row["lr"] is None else f"{row['lr']:g}"
+        cells = (cell(row, name) for name in ("long", "4x", "short", "skills", "reverse", "recall"))
+        lines.append(f"| `{row['method']}` | {rate} | {' | '.join(cells)} |")
+    return lines
+
+
+def curves(seeds: Sequence[Seed], condition: Condition, method: str, rate: float, name: str) -> tuple[list[int], list[float]]:
+    """Return the mean over seeds of a metric in training, by iteration."""
+    arm = next(arm for arm in ARMS if arm.name == method)
+    found: dict[int, list[float]] = {}
+    for seed in seeds:
+        for line in (seed.trained(condition, arm, rate) / "metrics.jsonl").read_text().splitlines():
+            metrics = json.loads(line)
+            if name == "skills" and f"eval/{NAME}/reverse" in metrics:
+                value = (metrics[f"eval/{NAME}/reverse"] + metrics[f"eval/{NAME}/recall"]) / 2
+            elif name in metrics:
+                value = metrics[name]
+            else:
+                continue
+            found.setdefault(metrics["iteration"], []).append(value)
+    return sorted(found), [statistics.mean(found[iteration]) for iteration in sorted(found)]
+
+
+def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw long, short and skills against iterations, rewards and the divergence from the short reference."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {
+        f"eval/{NAME}/{LONG}": "long: right at 8 chunks (%)",
+        f"eval/{NAME}/{SHORT}": "short: right at 1 chunk (%)",
+        "skills": "skills (%)",
+        "rewards/chosen": "reward of chosen",
+        "rewards/rejected": "reward of rejected",
+        "kl/short_to_long": "KL(long policy, short reference) estimate",
+    }
+    by_name = {row["method"]: row for row in rows}
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    for axis, (name, title) in zip(axes.flat, panels.items(), strict=True):
+        percent = "%" in title
+        for place, method in enumerate(MAIN):
+            if method in by_name:
+                steps, values = curves(seeds, condition, method, by_name[method]["lr"], name)
+                if percent and steps:
+                    start = {"skills": "skills", f"eval/{NAME}/{LONG}": "long", f"eval/{NAME}/{SHORT}": "short"}[name]
+                    steps, values = [0, *steps], [by_name["raised"][start], *(100 * value for value in values)]
+                if steps:
+                    style = {"linewidth": 2.6 if method == "longpo" else 1.4, "color": f"C{place}"}
+                    axis.plot(steps, values, label=method, marker="o" if percent else None, markersize=3, **style)
+        if percent:
+            axis.axhline(by_name["base"][start], color="0.6", linestyle=":", label="base")
+            axis.set_ylim(-3, 103)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(f"{condition.name}: {condition.title} (mean over {len(seeds)} seeds)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def write_page(sections: Sequence[str]) -> None:
+    """Put the tables between their marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{PAGE}: the marks around the tables are not there")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    PAGE.write_text("\n".join([before.rstrip("\n"), "", BEGIN, "", *sections, "", END]) + after, encoding="utf-8")
+
+
+def main() -> None:
+    """Write everything."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(arms.SEEDS))
+    arguments = parser.parse_args()
+    os.chdir(REPOSITORY)
+    seeds = [Seed(seed) for seed in arguments.seeds]
+    rows: list[dict[str, Any]] = []
+    sections: list[str] = []
+    for condition in CONDITIONS:
+        found = rows_of(condition, seeds)
+        if not found:
+            continue
+        rows += found
+        image = IMAGES / f"miniature-{condition.name}.png"
+        plot(condition, seeds, found, image)
+        right = labels(condition, seeds)
+        sections += [
+            f"### `{condition.name}`: {condition.title}",
+            "",
+            f"Answers in the pairs that are right: chosen {right['chosen']:.1f}%, rejected {right['rejected']:.1f}%.",
+            "",
+            *table(found),
+            "",
+            f"![{condition.name}: scores, rewards and divergence against iterations](images/{image.name})",
+            "",
+        ]
+    if not rows:
+        raise UserError(f"{BUILD}: no condition is complete for seeds {arguments.seeds}; run {HERE}/study.py first")
+    Path(HERE, "results.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    write_page(sections[:-1])
+    print(f"{HERE}/results.json: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    run_command(main)
