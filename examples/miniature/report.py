@@ -112,6 +112,35 @@ def curves(seeds: Sequence[Seed], condition: Condition, method: str, rate: float
     return sorted(found), [statistics.mean(found[iteration]) for iteration in sorted(found)]
 
 
+def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str, Any]]) -> tuple[float, dict[str, float]]:
+    """Compare skills where arms are equally good at long documents, in training, on the way up.
+
+    Returns:
+        The long accuracy: nine tenths of the highest point of the arm that gets least far, of those that get above half; and
+        each of these arms' skills where it first has it, between two evaluations by interpolation.
+    """
+    found = {}
+    for row in rows:
+        if row["method"] not in UNTRAINED:
+            names = (f"eval/{NAME}/{LONG}", "skills")
+            long, skill = (curves(seeds, condition, row["method"], row["lr"], name)[1] for name in names)
+            found[row["method"]] = ([raised_of(rows, "long"), *long], [raised_of(rows, "skills"), *skill])
+    able = {method: pair for method, pair in found.items() if max(pair[0]) > 0.5}
+    level = 0.9 * min((max(long) for long, _ in able.values()), default=0.0)
+    values = {}
+    for method, (long, skill) in able.items():
+        place = next(number for number, value in enumerate(long) if value >= level)
+        share = (level - long[place - 1]) / (long[place] - long[place - 1]) if place else 1.0
+        before = skill[place - 1] if place else skill[0]
+        values[method] = 100 * (before + share * (skill[place] - before))
+    return 100 * level, values
+
+
+def raised_of(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """Return what every arm starts from, as a share."""
+    return next(row[name] for row in rows if row["method"] == "raised") / 100
+
+
 def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw long, short and skills against iterations, rewards and the divergence from the short reference."""
     import matplotlib
@@ -181,12 +210,16 @@ def main() -> None:
         image = IMAGES / f"miniature-{condition.name}.png"
         plot(condition, seeds, found, image)
         right = labels(condition, seeds)
+        level, at = matched(seeds, condition, found)
+        listed = ", ".join(f"`{method}` {value:.0f}" for method, value in at.items())
         sections += [
             f"### `{condition.name}`: {condition.title}",
             "",
             f"Answers in the pairs that are right: chosen {right['chosen']:.1f}%, rejected {right['rejected']:.1f}%.",
             "",
             *table(found),
+            "",
+            f"Skills where an arm, on its way, first answers {level:.0f}% at 8 chunks: {listed}.",
             "",
             f"![{condition.name}: scores, rewards and divergence against iterations](images/{image.name})",
             "",

@@ -1,0 +1,176 @@
+"""The language of the miniature, and the commands of its study."""
+
+import importlib.util
+import json
+import random
+import sys
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_longpo.utils.errors import UserError
+from tests.e2e.test_examples import assert_flags_are_taken
+from tests.support.recorded_commands import ROOT, read_command
+
+MINIATURE = ROOT / "examples" / "miniature"
+NAMES = ("language", "make_model", "make_data", "arms", "tasks", "study", "report")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The example's scripts, imported as running them would."""
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(MINIATURE))
+    modules: dict[str, ModuleType] = {}
+    for name in NAMES:
+        specification = importlib.util.spec_from_file_location(name, MINIATURE / f"{name}.py")
+        modules[name] = importlib.util.module_from_spec(specification)
+        patch.setitem(sys.modules, name, modules[name])
+        specification.loader.exec_module(modules[name])
+    yield modules
+    patch.undo()
+
+
+KINDS = st.sampled_from(("facts", "notes"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 8), KINDS, st.booleans())
+def test_reading_a_chunk_finds_the_questions_that_it_was_written_for(parts, seed, num_chunks, kind, shared_keys):
+    language = parts["language"]
+    document = language.make_document(random.Random(seed), num_chunks, kind=kind, shared_keys=shared_keys)
+    assert [len(chunk.split()) for chunk in document.chunks] == [language.CHUNK_WORDS] * num_chunks
+    for number, chunk in enumerate(document.chunks):
+        assert sorted(language.find_questions(chunk)) == sorted(q.text for q in document.questions if q.chunk == number)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 8), KINDS, st.booleans())
+def test_a_document_has_one_answer_to_each_question(parts, seed, num_chunks, kind, shared_keys):
+    document = parts["language"].make_document(random.Random(seed), num_chunks, kind=kind, shared_keys=shared_keys)
+    text = " ".join(document.text.split())
+    for question in document.questions:
+        _, scope, key = question.text.split()
+        assert text.count(f" {scope} {key} ") + text.startswith(f"{scope} {key} ") == 1
+        assert f"{scope} {key} {question.answer}" in text
+    keys = [question.text.split()[2] for question in document.questions]
+    assert len(set(keys)) <= 8 if shared_keys else len(set(keys)) == len(keys)
+
+
+def test_a_document_and_its_questions_depend_on_the_seed_alone(parts):
+    make = parts["language"].make_document
+    assert make(random.Random(3), 4) == make(random.Random(3), 4) != make(random.Random(4), 4)
+    asked = [parts["language"].ask(make(random.Random(3), 1).text, 2, seed) for seed in (5, 5)]
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 2
+
+
+def test_the_tokenizer_knows_every_word_and_an_answer_follows_its_question_at_once(parts):
+    tokenizer = parts["make_model"].make_tokenizer()
+    document = parts["language"].make_document(random.Random(0), 2, kind="notes")
+    question = document.questions[0]
+    chat = [
+        {"role": "user", "content": f"{document.text}\n\n{question.text}"},
+        {"role": "assistant", "content": question.answer},
+    ]
+    asked = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(chat, tokenize=False)
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (asked, whole)]
+    assert tokenizer.unk_token_id not in ids[1]
+    assert tokenizer.decode(ids[1][len(ids[0]) :]).split() == [*question.answer.split(), "<end>"]
+
+
+def test_lessons_are_right_and_their_two_sides_differ_in_the_last_answer_alone(parts):
+    for lesson in parts["make_data"].lessons(random.Random(1), 60, (24, 64, 112)):
+        told, turns = f" {' '.join(lesson['long_context'].split())} ", lesson["turns"]
+        assert [turn["chosen"] == turn["rejected"] for turn in turns] == [True] * (len(turns) - 1) + [False]
+        for turn in turns:
+            kind, *asked = turn["instruction"].split()
+            if kind in ("Q", "N"):
+                assert f" {' '.join(asked)} {turn['chosen']} " in told
+            elif kind == "REV":
+                assert turn["chosen"].split() == asked[::-1]
+
+
+def test_questions_come_from_as_many_chunks_as_there_are(parts):
+    make_data = parts["make_data"]
+    document = parts["language"].make_document(random.Random(2), 8)
+    assert len({question.chunk for question in make_data._spread(random.Random(0), document, 4)}) == 4
+    assert len(make_data._spread(random.Random(0), parts["language"].make_document(random.Random(2), 1), 4)) == 4
+
+
+def test_every_command_of_the_study_takes_its_flags(parts):
+    study, arms = parts["study"], parts["arms"]
+    seed, notes = study.Seed(0), arms.CONDITIONS[3]
+    kinds = {task.name: task for task in (*seed.school(), *seed.pairs(notes, 1e5), seed.write_questions(notes))}
+    once = {tuple(task.command[:2]): task for task in kinds.values() if not task.command[1].startswith(study.HERE)}
+    trained = [seed.train(notes, arm, 1e-4, 1e5) for arm in arms.ARMS]
+    asked = study.evaluate(
+        "evaluate", {"base": seed.exported(notes)}, seed.questions(notes), seed.place(notes), "--rotary-base", 1e5
+    )
+    for task in (*once.values(), *trained, asked):
+        assert_flags_are_taken(read_command(list(task.command)))
+
+
+def test_the_scripts_of_the_example_take_the_flags_that_the_study_gives_them(parts, tmp_path, monkeypatch):
+    """They run: each is over at once."""
+    study, arms = parts["study"], parts["arms"]
+    monkeypatch.setattr(study, "BUILD", tmp_path)
+    monkeypatch.setattr(arms, "NUM_DOCUMENTS", 3)
+    monkeypatch.setattr(arms, "QUESTIONS", 4)
+    seed, scopes = study.Seed(0), arms.CONDITIONS[2]
+    wanted = [*seed.school(), seed.write_questions(scopes), *seed.pairs(scopes, 1e5)]
+    own = [task for task in wanted if task.command[1].startswith(study.HERE) and "lessons" not in task.name]
+    assert len(own) == 3
+    parts["tasks"].Pool(tmp_path, 1).run("test", [own])
+    groups = [json.loads(line)["group"] for line in seed.questions(scopes).read_text().splitlines()]
+    assert {name: groups.count(name) for name in groups} == {"1x": 4, "2x": 4, "4x": 4, "8x": 4, "reverse": 4, "recall": 48}
+
+
+def test_a_task_is_done_once_and_again_with_what_follows_when_it_changes(parts, tmp_path):
+    tasks, log = parts["tasks"], tmp_path / "log"
+
+    def chain(word: str) -> list:
+        code = f"import sys; open({str(log)!r}, 'a').write(sys.argv[1])"
+        return [tasks.Task(name, ("python", "-c", code, text)) for name, text in (("a", "a"), ("b", word), ("c", "c"))]
+
+    for word in ("b", "b", "B"):
+        tasks.Pool(tmp_path, 2).run("test", [chain(word)])
+    assert log.read_text() == "abc" + "Bc"
+
+
+def test_a_failed_task_is_named_with_its_last_line_and_tried_again(parts, tmp_path):
+    tasks = parts["tasks"]
+    failing = tasks.Task("broken", ("python", "-c", "print('no such thing'); raise SystemExit(2)"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="broken failed: no such thing"):
+            tasks.Pool(tmp_path, 1).run("test", [[failing]])
+
+
+def write_results(folder, model, **groups):
+    place = folder / model
+    place.mkdir(parents=True)
+    found = {name: {"score": score} for name, score in groups.items()}
+    (place / "results.json").write_text(json.dumps({"questions": {"miniature": {"groups": found}}}))
+
+
+def test_rows_are_means_and_spreads_over_seeds(parts, tmp_path, monkeypatch):
+    study, report, right = parts["study"], parts["report"], parts["arms"].CONDITIONS[0]
+    monkeypatch.setattr(study, "BUILD", tmp_path)
+    for seed, long in ((0, 60.0), (1, 70.0), (2, 80.0)):
+        place = study.Seed(seed).place(right)
+        same = {"1x": 99.0, "2x": 98.0, "4x": 90.0, "reverse": 50.0, "recall": 100.0}
+        for model in ("base", "longpo"):
+            write_results(place / "evaluation", model, **same, **{"8x": long if model == "longpo" else 2.0})
+        write_results(place / "evaluation-raised", "raised", **same, **{"8x": 10.0})
+    validation = study.Seed(parts["arms"].VALIDATION_SEED).place(right)
+    validation.mkdir(parents=True)
+    (validation / "rates.json").write_text(json.dumps({"longpo": 3e-4}))
+    rows = {row["method"]: row for row in report.rows_of(right, [study.Seed(seed) for seed in (0, 1, 2)])}
+    assert set(rows) == {"base", "raised", "longpo"}
+    found = rows["longpo"]
+    assert (found["long"], found["long_sd"], found["skills"], found["lr"], found["seeds"]) == (70.0, 10.0, 75.0, 3e-4, 3)
+    assert (rows["raised"]["long"], rows["raised"]["lr"], rows["raised"]["steps"]) == (10.0, None, 0)
+    assert "| `longpo` | 0.0003 | 70.0 ± 10.0 |" in "\n".join(report.table(list(rows.values())))
