@@ -347,6 +347,7 @@ class _Planner:
             outputs=outputs,
             leftovers=leftovers,
             how=HOW.get(kind, frozenset()),
+            saves=kind == "train",
             gate=gate,
             environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if kind == "train" else {},
         )

@@ -26,6 +26,8 @@ from megatron_longpo.utils.errors import UserError
 
 HASHES = "hashes.json"
 LOCK = "lock"
+WAIT = 1.0
+"""Seconds in which a look at the lock is over."""
 
 
 class Stopped(Exception):
@@ -41,8 +43,9 @@ class Launch:
 
 
 def launch_here(stage: Stage) -> Launch:
-    """Start a command in this environment."""
-    return Launch([*_program(stage.command[0]), *stage.command[1:]])
+    """Start a command in this environment. A warning is not for torchrun, which would die of it."""
+    words = [*_program(stage.command[0]), *stage.command[1:]]
+    return Launch(words, takes_warning=stage.saves and stage.command[0] != "torchrun")
 
 
 def _program(name: str) -> tuple[str, ...]:
@@ -52,7 +55,7 @@ def _program(name: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def only_run(folder: Path, seconds: float = 0.0) -> Iterator[None]:
+def only_run(folder: Path, seconds: float = WAIT) -> Iterator[None]:
     """Be the only run in an output folder; what a killed one has left running is ended first.
 
     Args:
@@ -72,7 +75,7 @@ def only_run(folder: Path, seconds: float = 0.0) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise UserError(f"{folder}: another run is at work here; wait for it to end") from None
-                time.sleep(0.5)
+                time.sleep(0.1)
         ended = end_processes(os.path.realpath(folder))
         if ended:
             print(f"ended {ended} process{'' if ended == 1 else 'es'} that a killed run had left", flush=True)

@@ -83,6 +83,7 @@ class Stage:
         outputs: what it makes.
         leftovers: patterns, from the current folder, of everything that it writes: removed before the stage starts from scratch.
         how: flags that say how the work is done, not what comes out; a change of their values changes nothing.
+        saves: on USR1 it saves what it has, and exits.
         gate: a JSON file that it writes; where its ``continue`` is false, what follows is skipped.
         environment: variables of its process, unless they are set already.
     """
@@ -95,6 +96,7 @@ class Stage:
     outputs: tuple[Artifact, ...]
     leftovers: tuple[str, ...] = ()
     how: frozenset[str] = frozenset()
+    saves: bool = False
     gate: Path | None = None
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

@@ -29,10 +29,17 @@ class Row:
     start: str = ""
 
 
-def list_states(stages: Sequence[Stage], folder: Path) -> list[Row]:
-    """Judge every stage by the manifest and the disk; nothing is written."""
+def list_states(stages: Sequence[Stage], folder: Path, *, at_work: bool | None = None) -> list[Row]:
+    """Judge every stage by the manifest and the disk; nothing is written.
+
+    Args:
+        stages: in order.
+        folder: the output folder.
+        at_work: whether a run is at work there; None: look.
+    """
     manifest, hasher = Manifest(folder), Hasher.load(folder / HASHES)
-    at_work, stopped, unfinished = is_at_work(folder), False, set[str]()
+    at_work = is_at_work(folder) if at_work is None else at_work
+    stopped, unfinished = False, set[str]()
     rows = []
     for stage in stages:
         record = manifest.get(stage.name)

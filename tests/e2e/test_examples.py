@@ -37,6 +37,12 @@ OTHER_SCRIPTS = [
         "generate_preference_data.py",
     ),
     ("sbatch examples/slurm/preprocess.sbatch pairs.jsonl data/pairs models/m 131072", "preprocess_preference_data.py"),
+    ("sbatch examples/slurm/stage.sbatch python rounds.yaml 128k/train", "self_evolve.py"),
+    (
+        "SLURM_JOB_ID=7 SLURM_JOB_NODELIST='n[1-2]' SLURM_JOB_NUM_NODES=2 bash examples/slurm/torchrun_on_nodes.sh "
+        "python --nproc-per-node 8 pretrain_longpo.py --pretrained-checkpoint m --data-path data/pairs --num-epochs 1",
+        "pretrain_longpo.py",
+    ),
 ]
 
 # Stops a command once its arguments are read, so that only they are judged.
@@ -109,7 +115,7 @@ def test_the_commands_on_a_page_are_taken(tmp_path, page):
 def test_every_script_is_tried():
     tried = " ".join([line[0] for line in TRAININGS] + [line[0] for line in OTHER_SCRIPTS])
     for script in [*ROOT.glob("examples/*/*.sh"), *ROOT.glob("examples/*/*.sbatch")]:
-        assert str(script.relative_to(ROOT)) in tried or script.name == "run_on_node.sh", script
+        assert str(script.relative_to(ROOT)) in tried or script.name in ("run_on_node.sh", "functions.sh"), script
 
 
 def test_a_flag_that_a_command_does_not_know_is_seen():
