@@ -40,7 +40,8 @@ OTHER_SCRIPTS = [
     ("sbatch examples/slurm/stage.sbatch python rounds.yaml 128k/train", "self_evolve.py"),
     (
         "SLURM_JOB_ID=7 SLURM_JOB_NODELIST='n[1-2]' SLURM_JOB_NUM_NODES=2 bash examples/slurm/torchrun_on_nodes.sh "
-        "python --nproc-per-node 8 pretrain_longpo.py --pretrained-checkpoint m --data-path data/pairs --num-epochs 1 --global-batch-size 16",
+        "python --nproc-per-node 8 pretrain_longpo.py --pretrained-checkpoint m --data-path data/pairs --num-epochs 1 "
+        "--global-batch-size 16",
         "pretrain_longpo.py",
     ),
 ]
