@@ -10,24 +10,16 @@ from megatron_longpo.evaluation import published
 from megatron_longpo.evaluation.scores import DEPTH_BINS
 from megatron_longpo.evaluation.short import TASKS as SHORT_TASKS
 from megatron_longpo.evaluation.tables import Results, name_length, question_groups
-from megatron_longpo.pages.svg import HEIGHT, INK, SOFT, STYLE_OF, WIDTH, render_svg
+from megatron_longpo.pages.series import STYLES, drawn
+from megatron_longpo.pages.svg import HEIGHT, INK, SOFT, WIDTH, render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SERIES = tuple(f"#0b0b{number:02x}" for number in range(1, 9))
-STYLES = {**STYLE_OF, **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)}}
-"""Each model has a colour of its own; from the ninth on they come again."""
-MARKERS = "osD^vP*X"
 COLOUR_MAP = "viridis"
 DARK_BELOW = 55
 """Cells of fewer percent are dark in this map, and have white text."""
-
-
-def colour_of(place: int) -> str:
-    """Name the page's variable for the colour of a model."""
-    return STYLES[SERIES[place % len(SERIES)]]
 
 
 def draw_lengths(results: Sequence[Results], group: str | None) -> str:
@@ -47,7 +39,7 @@ def draw_lengths(results: Sequence[Results], group: str | None) -> str:
         for place, result in enumerate(results):
             points = _points(result, group)
             if points:
-                colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+                colour, marker = drawn(place)
                 axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=1.8)
                 shown |= {name_length(length): length for length, _ in points}
         axes.set(xscale="log", ylim=(-3, 103), xlabel="tokens", ylabel="score")
@@ -95,7 +87,7 @@ def _draw_bars(names: Sequence[str], summaries: Sequence[Sequence[Mapping[str, A
                         column - 0.4 + width * (place + 0.5),
                         summary["score"],
                         width=0.92 * width,
-                        color=SERIES[place % len(SERIES)],
+                        color=drawn(place)[0],
                         yerr=summary["stderr"],
                         ecolor=INK,
                         error_kw={"linewidth": 0.8},

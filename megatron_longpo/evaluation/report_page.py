@@ -8,19 +8,13 @@ from typing import Any
 
 from megatron_longpo.evaluation import ruler
 from megatron_longpo.evaluation.published import BY_LENGTH, SOURCE
-from megatron_longpo.evaluation.report_drawings import colour_of, draw_heatmap, draw_lengths, draw_questions, draw_short
+from megatron_longpo.evaluation.report_drawings import draw_heatmap, draw_lengths, draw_questions, draw_short
 from megatron_longpo.evaluation.tables import MARK, Results, Row, Table, question_groups, question_names
-from megatron_longpo.pages import page
+from megatron_longpo.pages import page, series
 from megatron_longpo.pages.markup import Html, element
 
-SERIES_CSS = """
-:root { --series-1: #1f6fc4; --series-2: #c2561a; --series-3: #2a8a57; --series-4: #8a4fbf; --series-5: #b8860b;
-  --series-6: #c2396f; --series-7: #2a8c99; --series-8: #6b7280; }
-@media (prefers-color-scheme: dark) { :root { --series-1: #6cb0f5; --series-2: #f0985f; --series-3: #62c792; --series-4: #c09af0;
-  --series-5: #e0b84c; --series-6: #f08ab4; --series-7: #6cc8d4; --series-8: #a2abb8; } }
+OWN_CSS = """
 .grid { grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 12px 0; }
-.legend i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
 tr.published td { color: var(--soft); }
 tr.published td:first-child { font-style: italic; }
 tr.published .tag { font-style: normal; font-size: .7rem; margin-left: 6px; padding: 0 7px; font-weight: 400; }
@@ -62,14 +56,14 @@ def render_page(
         element("h2", "The runs"),
         *(_settings(result) for result in results),
     )
-    return page.render(TITLE, sections, SERIES_CSS)
+    return page.render(TITLE, sections, series.CSS + OWN_CSS)
 
 
 def _figures(results: Sequence[Results]) -> Html:
     """Show each model's most important numbers."""
     shown = []
     for place, result in enumerate(results):
-        name = element("span", _swatch(place), result["model"]["name"], class_="small")
+        name = element("span", series.swatch(place), result["model"]["name"], class_="small")
         for value, label in _headlines(result):
             shown.append(
                 element("div", name, element("b", value), element("span", label, class_="soft small"), class_="card figure")
@@ -93,17 +87,9 @@ def _headlines(result: Results) -> Iterator[tuple[str, str]]:
         yield f"{summary['score']:.1f}", name
 
 
-def _swatch(place: int) -> Html:
-    return element(
-        "i", style=f"background: var({colour_of(place)}); display: inline-block; width: 10px; height: 10px; margin-right: 6px"
-    )
-
-
 def _legend(results: Sequence[Results], *, dotted: bool) -> Html:
-    entries = [element("span", _swatch(place), result["model"]["name"]) for place, result in enumerate(results)]
-    if dotted:
-        entries.append(element("span", f"dotted: {MARK}, {', '.join(paper.model for paper in BY_LENGTH)}", class_="soft"))
-    return element("div", *entries, class_="legend small")
+    notes = [f"dotted: {MARK}, {', '.join(paper.model for paper in BY_LENGTH)}"] if dotted else []
+    return series.legend([result["model"]["name"] for result in results], *notes)
 
 
 def _plots(results: Sequence[Results]) -> Iterator[Html]:
