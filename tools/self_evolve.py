@@ -5,6 +5,7 @@ The current model writes pairs, is trained on them, exported and evaluated, and 
   python tools/self_evolve.py plan examples/self_evolution/mistral_7b.yaml     # every command; nothing is run
   python tools/self_evolve.py run examples/self_evolution/mistral_7b.yaml      # from the first stage that is not done
   python tools/self_evolve.py status examples/self_evolution/mistral_7b.yaml
+  python tools/self_evolve.py report examples/self_evolution/mistral_7b.yaml   # the page on all rounds, also made by run
 
 Killed at any moment, `run` goes on when it is given again. A stage runs again only if its command, or the content of what it
 reads, has changed. docs/self-evolution.md explains the file.
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("plan", "print every command, and run none"),
         ("status", "print a table of the stages and their states"),
         ("run", "run every stage that is not done, in order, or hand them to Slurm"),
+        ("report", "write the report page on all rounds, as run does at its end"),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("config", type=Path, metavar="CONFIG", help="the YAML file")
@@ -93,7 +95,7 @@ def main() -> None:
     if arguments.subcommand == "run":
         commands.run(config, plan_of(config), arguments.stage)
     else:
-        show = {"plan": commands.show_plan, "status": commands.show_status}
+        show = {"plan": commands.show_plan, "status": commands.show_status, "report": commands.make_report}
         show[arguments.subcommand](config, plan_of(config))
 
 

@@ -11,6 +11,7 @@ from megatron_longpo.evolution.config import Config
 from megatron_longpo.evolution.manifest import Manifest
 from megatron_longpo.evolution.order import absent_inputs
 from megatron_longpo.evolution.plan import Plan
+from megatron_longpo.evolution.report import write_report
 from megatron_longpo.evolution.runner import WAIT, Chain, Stopped, launch_here, only_run, run_chain
 from megatron_longpo.evolution.states import DONE
 from megatron_longpo.evolution.status import SKIPPED, list_states
@@ -73,6 +74,13 @@ def run(config: Config, plan: Plan, only: str | None) -> None:
             run_chain(chain, only)
         except Stopped as stage:
             print(f"\nstopped during {stage}, as asked; the same command goes on there")
+        finally:
+            print(f"\nreport: {write_report(config, plan.stages, at_work=False)}", flush=True)
+
+
+def make_report(config: Config, plan: Plan) -> None:
+    """Write the report."""
+    print(f"report: {write_report(config, plan.stages)}")
 
 
 def _submit(config: Config, plan: Plan) -> None:
