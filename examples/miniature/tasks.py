@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +46,8 @@ class Pool:
         Raises:
             UserError: a command failed; chains that are under way end after their present task.
         """
-        from tqdm import tqdm
-
         total = sum(map(len, chains))
-        with tqdm(total=total, desc=title, unit="task", disable=None) as bar:
+        with progress_bar(total=total, desc=title, unit="task") as bar:
             with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
                 futures = [pool.submit(self._run_chain, chain, bar) for chain in chains]
                 try:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from megatron_longpo.data.layout import pack_pair
 from megatron_longpo.data.pair import PreferencePair
@@ -18,6 +17,7 @@ from megatron_longpo.data.processes import Processes
 from megatron_longpo.data.tally import Tally
 from megatron_longpo.data.tokenize_pair import DropReason, LengthLimits, RecordTokenizer
 from megatron_longpo.data.tokenizer import TokenizerSpec
+from megatron_longpo.utils.progress import progress_bar
 
 
 class Unit(Protocol):
@@ -82,7 +82,7 @@ def run_units(
     missing = [index for index in range(len(units)) if not part_path(folder, index).exists()]
     total = sum(unit.num_bytes for unit in units)
     done = total - sum(units[index].num_bytes for index in missing)
-    with tqdm(desc="tokenising", total=total, initial=done, unit="B", unit_scale=True, disable=None) as bar:
+    with progress_bar(desc="tokenising", total=total, initial=done, unit="B", unit_scale=True) as bar:
         tasks = ((units[index], part_path(folder, index), limits) for index in missing)
         for num_bytes in processes.as_finished(functools.partial(_work, spec), tasks):
             bar.update(num_bytes)

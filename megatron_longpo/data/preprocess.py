@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from megatron_longpo.data import layout, text_source
 from megatron_longpo.data.bad_records import OnBadRecord
@@ -27,6 +26,7 @@ from megatron_longpo.data.text_source import TextInput, TextOptions, scan_text
 from megatron_longpo.data.tokenize_pair import DropReason, LengthLimits
 from megatron_longpo.data.tokenizer import TokenizerSpec
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.progress import progress_bar
 
 InputFormat = Literal["jsonl", "longpo-tokenized"]
 SEED = 42
@@ -186,7 +186,7 @@ def _scan(options: PreprocessOptions, processes: Processes) -> _Plan:
 
 @contextlib.contextmanager
 def _checking(paths: Sequence[str]) -> Iterator[Callable[[int], object]]:
-    with tqdm(desc="checking", total=sum(_size(Path(path)) for path in paths), unit="B", unit_scale=True, disable=None) as bar:
+    with progress_bar(desc="checking", total=sum(_size(Path(path)) for path in paths), unit="B", unit_scale=True) as bar:
         yield bar.update
 
 
@@ -246,7 +246,7 @@ def _merge(
 
 
 def _sequences(paths: Sequence[Path], output: int) -> Iterator[list[np.ndarray]]:
-    for path in tqdm(paths, desc="merging", unit="part", disable=None):
+    for path in progress_bar(paths, desc="merging", unit="part"):
         yield from read_pairs(path, output)
 
 

@@ -15,6 +15,7 @@ from megatron_longpo.inference.journal import Journal
 from megatron_longpo.inference.randomness import derive_seed
 from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.inference.threads import in_threads
+from megatron_longpo.utils.progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,6 @@ def answer_all(
     Raises:
         UserError: a sample cannot be made, or the engine gives up; what was answered before is kept.
     """
-    from tqdm import tqdm
-
     failures = Failures()
     if not requests:
         return failures
@@ -125,7 +124,7 @@ def answer_all(
 
     total = sum(request.length for request in requests)
     waiting = sum(request.length for request in requests if request.key not in journal)
-    with tqdm(total=total, initial=total - waiting, unit="token", unit_scale=True, desc=label, disable=None) as bar:
+    with progress_bar(total=total, initial=total - waiting, unit="token", unit_scale=True, desc=label) as bar:
         for group, _ in in_threads(ask, _groups(requests, engine.group_size, journal), engine.concurrency):
             bar.update(sum(request.length for request in group))
             bar.set_postfix_str(f"{group[0].task} at {group[0].length}")

@@ -25,6 +25,7 @@ from megatron_longpo.evaluation.plan import Plan
 from megatron_longpo.evaluation.short import MMLU_SUBJECTS, TASKS, ShortResult, find_data, find_subjects
 from megatron_longpo.inference.journal import Journal
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.progress import progress_bar
 
 REQUESTS_AT_ONCE = 64
 """Log-probs that are computed, and kept, together: what a killed run loses at most."""
@@ -48,13 +49,11 @@ class KeptScores(LM):
 
         Requests are asked in pieces that do not depend on what is known, since rounding depends on a row's company.
         """
-        from tqdm import tqdm
-
         keys = [self._key(request) for request in requests]
         different = dict(zip(keys, requests, strict=True))
         ordered = list(dict.fromkeys(keys))
         known = sum(key in self._journal for key in ordered)
-        with tqdm(total=len(ordered), initial=known, unit="answer", desc="short", file=self._stream, disable=None) as bar:
+        with progress_bar(total=len(ordered), initial=known, unit="answer", desc="short", stream=self._stream) as bar:
             for start in range(0, len(ordered), REQUESTS_AT_ONCE):
                 piece = ordered[start : start + REQUESTS_AT_ONCE]
                 missing = [key for key in piece if key not in self._journal]

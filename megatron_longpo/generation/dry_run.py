@@ -11,6 +11,7 @@ from megatron_longpo.generation.pipeline import Generator
 from megatron_longpo.generation.prompts import join_context
 from megatron_longpo.generation.run import Job
 from megatron_longpo.generation.work import Work
+from megatron_longpo.utils.progress import progress_bar
 
 SHOWN_CHARACTERS = 600
 QUESTION = "(a question that the model has written)"
@@ -53,11 +54,9 @@ def dry_run(job: Job, generator: Generator) -> Iterator[str]:
     Raises:
         UserError: the documents cannot be read, or the lengths leave no room.
     """
-    from tqdm import tqdm
-
     generator.document_budget()
     plan, shown = Plan(), False
-    for document in tqdm(job.documents(), unit="document", desc="count", disable=None):
+    for document in progress_bar(job.documents(), unit="document", desc="count"):
         work = generator.start(document)
         plan.documents += 1
         plan.drops.update(work.drops)

@@ -25,6 +25,7 @@ from megatron_longpo.inference.asking import Asker
 from megatron_longpo.inference.journal import Journal
 from megatron_longpo.inference.threads import in_threads
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.progress import progress_bar
 
 RUN = "run"
 """Key of the journal's entry that tells which settings and engines the last run over it had."""
@@ -136,8 +137,6 @@ def merge(job: Job, count: int) -> Summary:
 
 def _work(job: Job, generator: Generator, keys: Sequence[str], asker: Asker, journal: Journal) -> int:
     """Work on every document that is not done; returns how many stay undone because requests got no answer."""
-    from tqdm import tqdm
-
     engine = generator.short
     undone = 0
 
@@ -145,7 +144,7 @@ def _work(job: Job, generator: Generator, keys: Sequence[str], asker: Asker, jou
         return list(generator.make_records([document for _, document in group], asker))
 
     started, resumed = time.monotonic(), sum(_is_done(job, journal, key) for key in keys)
-    with tqdm(total=len(keys), initial=resumed, unit="document", desc="generate", disable=None) as bar:
+    with progress_bar(total=len(keys), initial=resumed, unit="document", desc="generate") as bar:
         groups = _groups(job, keys, engine.group_size, journal)
         for group, outcomes in in_threads(make, groups, engine.concurrency):
             pairs = zip(group, outcomes, strict=True)

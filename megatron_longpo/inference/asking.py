@@ -63,6 +63,7 @@ class Asker:
         self.first_error = ""
         self._journal = journal
         self._lock = threading.Lock()
+        self._making = threading.Lock()
 
     def complete(self, engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Answer every request, in their order.
@@ -103,10 +104,14 @@ class Asker:
         return found
 
     def once(self, request: Request, how: object, make: Callable[[], list[str]]) -> list[str]:
-        """Return what ``make`` made of a request, which it is asked for once; ``how`` is all else that it depends on."""
+        """Return what ``make`` made of a request, which it is asked for once; ``how`` is all else that it depends on.
+
+        It is never called in two threads at a time: a function of a user's need not know that there are several.
+        """
         key = _key(request, how, None)
-        if key not in self._journal:
-            self._journal.append({key: make()})
+        with self._making:
+            if key not in self._journal:
+                self._journal.append({key: make()})
         made: list[str] = self._journal.read(key)
         return made
 

@@ -17,6 +17,7 @@ from megatron_longpo.parallel.collectives import gather_objects, reduce_sum
 from megatron_longpo.parallel.pipeline import run_schedule
 from megatron_longpo.parallel.state import ParallelState
 from megatron_longpo.training.validation import in_evaluation_mode
+from megatron_longpo.utils.progress import progress_bar
 
 _MICRO_BATCHES_AT_ONCE = 8
 
@@ -51,8 +52,6 @@ def score_answers(
 
     Parallel: the pipeline schedule; the tensor and context groups; then an all-gather over the pipeline group.
     """
-    from tqdm import tqdm
-
     device, cp_group = cpu_backend.device(), state.cp_group
     batches = [
         batch.slice_context(cp_group.size(), cp_group.rank(), device)
@@ -62,7 +61,7 @@ def score_answers(
     rows = sum(batch.packed.length for batch in batches)
     with (
         in_evaluation_mode(model),
-        tqdm(total=rows, desc="eval tasks", unit="row", leave=False, disable=None if progress else True) as bar,
+        progress_bar(total=rows, desc="eval tasks", unit="row", leave=False, shown=progress) as bar,
     ):
         for start in range(0, len(batches), _MICRO_BATCHES_AT_ONCE):
             part = batches[start : start + _MICRO_BATCHES_AT_ONCE]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tqdm import tqdm
-
 from megatron_longpo.config.cli import DryRun
 from megatron_longpo.config.context_layout import settle_exchange
 from megatron_longpo.config.layout import check_layout
@@ -21,6 +19,7 @@ from megatron_longpo.training.data import RunData, needed_rows, open_data, pair_
 from megatron_longpo.training.eval_tasks import open_eval_tasks
 from megatron_longpo.training.memory_options import check_recompute
 from megatron_longpo.training.pretrained import read_record
+from megatron_longpo.utils.progress import progress_bar
 
 
 def describe_run(config: RunConfig, dry_run: DryRun) -> str:
@@ -56,7 +55,7 @@ def longest_pair(data: RunData, options: PackingOptions) -> PairShape:
     """The pair with the most rows."""
     samples = [(number, index) for number, dataset in enumerate(data.datasets) for index in range(len(dataset))]
     shapes = (_shape(data, sample, options) for sample in samples)
-    return max(tqdm(shapes, "Reading lengths", len(samples), unit="pair", disable=None), key=lambda shape: shape.rows)
+    return max(progress_bar(shapes, desc="Reading lengths", total=len(samples), unit="pair"), key=lambda shape: shape.rows)
 
 
 def _shape(data: RunData, sample: SampleId, options: PackingOptions) -> PairShape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from megatron_longpo.parallel.state import ParallelState
 from megatron_longpo.reference.cache import ReferenceCache, ReferenceFingerprint, cache_path
 from megatron_longpo.reference.live import reference_logps
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.progress import progress_bar
 
 _PAIRS_AT_ONCE = 4
 _SECONDS_BETWEEN_SAVES = 30.0
@@ -85,6 +85,4 @@ def _store(cache: ReferenceCache, dataset: PreferenceDataset, index: int, logps:
 
 
 def _progress(total: int, *, is_writer: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="reference log-probs", unit="pair", disable=not (is_writer and sys.stderr.isatty()))
+    return progress_bar(total=total, desc="reference log-probs", unit="pair", shown=is_writer)

@@ -12,6 +12,7 @@ from megatron_longpo.parallel.state import ParallelState
 from megatron_longpo.training.answers import AnswerScore, score_answers
 from megatron_longpo.training.checkpoint import gather_weights
 from megatron_longpo.training.eval_tasks import NLL, EvalSample, divide
+from megatron_longpo.utils.progress import progress_bar
 
 
 class TaskEvaluation:
@@ -23,11 +24,9 @@ class TaskEvaluation:
         Raises:
             UserError: one does not fit the model's vocabulary.
         """
-        from tqdm import tqdm
-
         self._samples, self._state, self._max_rows = samples, state, config.data.seq_length
         self._mine = divide(samples, state.dp_group.size())[state.dp_group.rank()]
-        bar = tqdm(self._mine, "Making prompts", unit="prompt", leave=False, disable=None if state.rank == 0 else True)
+        bar = progress_bar(self._mine, desc="Making prompts", unit="prompt", leave=False, shown=state.rank == 0)
         self._items = [samples[number].make() for number in bar]
 
     def measure(self, model: Sequence[DistributedDataParallel]) -> dict[str, float]:

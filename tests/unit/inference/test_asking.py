@@ -1,4 +1,6 @@
+import concurrent.futures
 import dataclasses
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -114,6 +116,22 @@ def test_what_a_function_of_the_users_made_is_kept(tmp_path: Path) -> None:
             assert asker.once(REQUESTS[0], "mine", make) == ["Question 1?"]
     with Journal(tmp_path / "journal") as journal:
         assert Asker(journal).once(REQUESTS[0], "changed", make) == ["Question 2?"]
+
+
+def test_a_function_of_the_users_is_called_in_one_thread_at_a_time(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def make() -> list[str]:
+        inside.append(None)
+        time.sleep(0.01)
+        most.append(len(inside))
+        inside.pop()
+        return ["Question?"]
+
+    with Journal(tmp_path / "journal") as journal, concurrent.futures.ThreadPoolExecutor(6) as pool:
+        asker = Asker(journal)
+        list(pool.map(lambda request: asker.once(request, "mine", make), REQUESTS))
+    assert most == [1] * len(REQUESTS)
 
 
 def test_a_known_answer_stays_when_its_batch_is_run_again(tmp_path: Path) -> None:
