@@ -202,22 +202,25 @@ class Seed:
 def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
     """Make the base models, and choose each seed's erring checkpoint and raised RoPE base by the rules of `arms`."""
     pool.run("base models", [seed.school() for seed in seeds])
-    right, last = CONDITIONS[0], len(arms.SCHOOL) - 1
+    last = len(arms.SCHOOL) - 1
     stops = [*range(arms.ERRING_INTERVAL, arms.ERRING_UNTIL + 1, arms.ERRING_INTERVAL), arms.SCHOOL[-1].iterations]
     chains, chosen = [], {}
     for seed in seeds:
         school = seed.folder / f"school{last}"
         exports = {iteration: seed.stop(iteration) for iteration in stops}
-        chain = [seed.write_questions(right)]
+        asked = seed.folder / "choice.jsonl"
+        sizes = ("--number", arms.QUESTIONS // 2, "--chunks", 1, arms.CHUNKS)
+        flags = ("--output", asked, "--seed", 3000 + seed.seed, *sizes)
+        chain = [python(seed.name("choice"), f"{HERE}/make_data.py", "questions", *flags)]
         for iteration, folder in exports.items():
             flags = ("--load", school, "--iteration", iteration, "--save", folder)
             chain.append(python(seed.name("stop", iteration), "checkpoint_conversion/mcore_to_hf.py", *flags))
         models = {str(iteration): folder for iteration, folder in exports.items()}
-        chain.append(evaluate(seed.name("stops"), models, seed.questions(right), seed.folder / "evaluation-stops"))
+        chain.append(evaluate(seed.name("stops"), models, asked, seed.folder / "evaluation-stops"))
         for base in arms.RAISED_ROTARY_BASES:
             output = seed.folder / f"evaluation-rotary-{base:g}"
             model = {"raised": exports[stops[-1]]}
-            chain.append(evaluate(seed.name("rotary", f"{base:g}"), model, seed.questions(right), output, "--rotary-base", base))
+            chain.append(evaluate(seed.name("rotary", f"{base:g}"), model, asked, output, "--rotary-base", base))
         chains.append(chain)
     pool.run("base models: choice", chains)
     for seed in seeds:
@@ -254,7 +257,7 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
             f"{condition.name}: pairs",
             [
                 [
-                    *([] if condition == CONDITIONS[0] else [seed.write_questions(condition)]),
+                    seed.write_questions(condition),
                     *seed.pairs(condition, rotary[seed.seed]),
                 ]
                 for seed in everyone
