@@ -27,8 +27,11 @@ def show_plan(config: Config, plan: Plan) -> None:
         print(f"[{number}/{len(plan.stages)}] {stage.name}: {stage.title.partition(': ')[2] or stage.title}")
         print(f"$ {shlex.join(stage.command)}\n")
     tell_warnings(plan)
+    absent: dict[str, str] = {}
     for name, path in absent_inputs(plan.stages):
-        print(f"{name} needs {path}, which is not there yet")
+        absent.setdefault(path, name)
+    for path, name in absent.items():
+        print(f"{path} is not there yet; {name} needs it")
 
 
 def tell_warnings(plan: Plan) -> None:

@@ -76,6 +76,9 @@ def only_run(folder: Path, seconds: float = WAIT) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     raise UserError(f"{folder}: another run is at work here; wait for it to end") from None
                 time.sleep(0.1)
+            except OSError as error:
+                print(f"warning: {folder}: no lock here ({error.strerror}); start one run at a time", file=sys.stderr)
+                break
         ended = end_processes(os.path.realpath(folder))
         if ended:
             print(f"ended {ended} process{'' if ended == 1 else 'es'} that a killed run had left", flush=True)

@@ -1,11 +1,9 @@
 """The training sbatch on a real Slurm of two nodes: four ranks, a warning in the middle, the queue again, the end."""
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from tests.support.hf_models import make_hf_model
 from tests.support.make_data import make_dataset
 from tests.support.scripted_generation import OpenAIServer, make_document
-from tests.support.slurm import Job, SlurmCluster, why_not
+from tests.support.slurm import Job, why_not
 
 ROOT = Path(__file__).parents[2]
 TRAIN_ITERS = 40
@@ -29,15 +27,6 @@ OUTPUT_ARGS=(--save {folder}/run --load {folder}/run)
 ARGS=("${{DATA_ARGS[@]}}" "${{TRAINING_ARGS[@]}}" "${{OUTPUT_ARGS[@]}}")
 exec torchrun $TORCHRUN_ARGS --nproc-per-node 2 pretrain_longpo.py "${{ARGS[@]}}" "$@"
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[SlurmCluster]:
-    slurm = SlurmCluster(tmp_path_factory.mktemp("slurm"))
-    # Jobs inherit the submitter's environment: this interpreter's torchrun is theirs.
-    slurm.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    yield slurm
-    slurm.stop()
 
 
 @pytest.fixture(scope="module")

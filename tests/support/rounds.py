@@ -34,22 +34,32 @@ defaults:
 stop: {{short: [vt@700], max-short-loss: 100, long: [niah], min-long-gain: {gain}}}
 rounds:
   - {{name: 1k, seq-length: 1000, rotary-base: 2e4, documents: {folder}/documents.jsonl}}
-  - {{name: 2k, seq-length: 1500, rotary-base: 4e4, documents: {folder}/documents.jsonl, generator: base}}
 """
+SECOND = "  - {{name: 2k, seq-length: 1500, rotary-base: 4e4, documents: {folder}/documents.jsonl, generator: base}}\n"
 STAGES_OF_A_ROUND = ("generate", "preprocess", "precompute", "train", "export", "evaluate", "decide")
 
 
 def write_rounds(
-    folder: Path, model: Path, *, launch: str = "{launcher: local}", iterations: int = 2, gain: float = -100.0, documents: int = 3
+    folder: Path, model: Path, *, launch: str = "{launcher: local}", gain: float = -100.0, rounds: int = 2, iterations: int = 3
 ) -> Path:
-    """Write documents and the file of two rounds to a folder; return the file."""
+    """Write documents and the file of one or two rounds to a folder; return the file.
+
+    Args:
+        folder: the output goes to ``out`` in it.
+        model: what `write_model` has written.
+        launch: the file's ``launch``.
+        gain: the least gain of the long score, which is 0 for this model whatever it learns.
+        rounds: one, or two.
+        iterations: of each training.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "documents.jsonl").open("w", encoding="utf-8") as lines:
-        for number in range(documents):
+        for number in range(3):
             row = {"document_id": f"d{number}", "text": make_document(f"book{number}").text}
             lines.write(json.dumps(row) + "\n")
     path = folder / "rounds.yaml"
-    path.write_text(TEXT.format(folder=folder, model=model, launch=launch, iterations=iterations, gain=gain), encoding="utf-8")
+    text = TEXT + (SECOND if rounds == 2 else "")
+    path.write_text(text.format(folder=folder, model=model, launch=launch, gain=gain, iterations=iterations), encoding="utf-8")
     return path
 
 
