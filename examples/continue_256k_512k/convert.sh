@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # usage: convert.sh [128k|256k|512k]
-# The newest checkpoint of a run -> Hugging Face folder. That of 128k writes the rejected answers of both next lengths.
+# The newest checkpoint of a run -> Hugging Face folder, and for the next length that -> native checkpoint: a reference needs weights with
+# a hash, which a training checkpoint has not. The 128k model writes the pairs of both next lengths.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -11,5 +12,9 @@ case ${1:-128k} in
 esac
 RUN=${RUN:-runs/$NAME}
 EXPORT=${EXPORT:-exported/$NAME}
+NATIVE=${NATIVE:-checkpoints/$NAME}
 
-exec python checkpoint_conversion/mcore_to_hf.py --load "$RUN" --save "$EXPORT" --dtype bfloat16
+python checkpoint_conversion/mcore_to_hf.py --load "$RUN" --save "$EXPORT" --dtype bfloat16
+if [[ ${1:-128k} != 512k ]]; then
+    python checkpoint_conversion/hf_to_mcore.py --hf "$EXPORT" --save "$NATIVE"
+fi

@@ -13,7 +13,7 @@ case $LENGTH in
     *) echo "error: no target length $LENGTH; give 256k or 512k" >&2; exit 2 ;;
 esac
 
-PREVIOUS=${PREVIOUS:-runs/mistral_7b_128k}
+PREVIOUS=${PREVIOUS:-checkpoints/mistral_7b_128k} # made by convert.sh
 DATA=${DATA:-data/continue_$LENGTH/pairs}
 RUN=${RUN:-runs/continue_$LENGTH}
 read -ra TORCHRUN_ARGS <<<"${TORCHRUN_ARGS:---standalone}"
