@@ -38,7 +38,7 @@ class TaskEvaluation:
 
         Parallel: as `score_answers`; then an all-gather over the data-parallel group.
         """
-        gather_weights(model)
+        gather_weights(model)  # now, on all ranks: a forward pass would begin it, and some ranks may have no sample
         chunks = [chunk.module for chunk in model]
         scores = score_answers(chunks, self._items, self._max_rows, self._state, progress=self._state.rank == 0)
         scored: dict[int, AnswerScore] = {}

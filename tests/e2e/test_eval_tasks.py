@@ -93,13 +93,14 @@ def test_a_run_that_was_killed_writes_the_same_scores(
     assert scores(tmp_path / "run") == scores(straight)
 
 
-def test_weights_that_are_still_to_be_gathered_are_gathered_first(
+def test_a_rank_without_samples_takes_part_where_weights_are_still_to_be_gathered(
     scenario: Scenario, questions: Path, nursery: Nursery, tmp_path: Path
 ) -> None:
     found = []
     for name, flags in (("plain", ()), ("overlap", ("--overlap-grad-reduce", "--overlap-param-gather"))):
-        arguments = arguments_for(scenario, questions, tmp_path / name, "--use-distributed-optimizer", *flags)
-        nursery.start(TRAIN, [*arguments, "--eval-tasks-interval", 1], 2).succeed()
+        asked = ("--eval-tasks", "niah_single_1:640", "--eval-tasks-samples", 1, "--eval-tasks-interval", 1)
+        arguments = arguments_for(scenario, questions, tmp_path / name, *asked, "--use-distributed-optimizer", *flags)
+        nursery.start(TRAIN, arguments, 2).succeed(seconds=120)
         found.append(scores(tmp_path / name))
     assert list(found[0]) == list(found[1]) == list(range(1, ITERATIONS + 1))
     for iteration, values in found[0].items():
