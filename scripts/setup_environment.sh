@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # usage: setup_environment.sh PYTHON VERSION EXTRA
-# Make .venv/pythonVERSION with the package, editable, and its EXTRA (dev or quickstart). Does nothing when that is already so.
+# Make .venv/pythonVERSION with the package, editable, and its EXTRA (quickstart, or dev, which gets eval too). Does nothing when
+# that is already so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,4 +28,7 @@ echo "installing into $venv (minutes the first time; set PIP_EXTRA_INDEX_URL=htt
 pip install --upgrade pip        # an old pip needs twenty minutes to resolve what follows
 pip install torch==2.13.0        # alone: the largest part, kept when the rest fails
 pip install --constraint "$constraints" --editable ".[$extra]"
+if [[ $extra == dev ]]; then # in a step of its own: without the constraints, one resolve of both tries torch after torch
+    pip install --constraint "$constraints" --editable ".[eval]"
+fi
 echo "$fingerprint" >"$venv/.installed-$extra"

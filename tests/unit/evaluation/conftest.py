@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,6 @@ from megatron_longpo.evaluation.sources import Sources
 from megatron_longpo.evaluation.text import Haystack, load_haystack
 from megatron_longpo.inference.engine import PromptTokenizer
 from tests.support.evaluation import make_subword_tokenizer
-
-HAS_HARNESS = all(importlib.util.find_spec(name) for name in ("lm_eval", "rouge_score"))
-NEED_HARNESS = ("test_scoring.py", "test_short.py", "test_infinitebench.py")
-collect_ignore = [] if HAS_HARNESS else list(NEED_HARNESS)
-"""They compare with lm-eval and rouge_score, which are extras: pip install -e '.[eval]'."""
 
 
 @pytest.fixture(scope="session")

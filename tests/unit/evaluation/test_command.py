@@ -201,7 +201,6 @@ def test_summaries_say_which_package_they_lack_before_anything_is_asked(run, tin
 
 
 def test_short_tasks_and_a_server_do_not_go_together(run, tiny, tmp_path):
-    pytest.importorskip("lm_eval")
     with OpenAIServer() as server, pytest.raises(UserError, match="short tasks need log-probs"):
         run(
             "--server", server.url, "--tokenizer-model", tiny, "--tasks", "short", "--short-data", tmp_path, "--output", tmp_path
@@ -209,7 +208,6 @@ def test_short_tasks_and_a_server_do_not_go_together(run, tiny, tmp_path):
 
 
 def test_books_are_read_from_their_folder(run, tiny, tmp_path):
-    pytest.importorskip("rouge_score")
     with OpenAIServer(reply=lambda message, seed: Completion("A", "stop", 1)) as server:
         run(
             "--server", server.url, "--tokenizer-model", tiny, "--tasks", "infinitebench", "--infinitebench-length", 3000,
