@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -86,28 +87,30 @@ def test_a_finished_run_runs_nothing_again(whole: tuple[Path, str]) -> None:
     assert [line.split()[:2] for line in table[1:]] == [[name, "done"] for name in ALL]
 
 
-def test_kills_at_random_moments_give_the_same_in_the_end(whole: tuple[Path, str], model: Path, tmp_path: Path) -> None:
+def test_a_kill_at_a_random_moment_of_each_stage_changes_nothing_in_the_end(
+    whole: tuple[Path, str], model: Path, tmp_path: Path
+) -> None:
     path = write_rounds(tmp_path, model, rounds=1)
     out, rng = tmp_path / "out", random.Random(5)
     command = [sys.executable, "tools/self_evolve.py", "run", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    interrupted = set()
     with (tmp_path / "log").open("wb") as log:
-        for _ in range(12):
+        for name in FIRST:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-            try:
-                assert process.wait(rng.uniform(2, 14)) == 0, (tmp_path / "log").read_text()
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            deadline = time.monotonic() + 300
+            while process.poll() is None and not ((out / "manifest.json").exists() and name in records(path)):
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.02)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, 5))
+            process.kill()
+            process.wait()
             deadline = time.monotonic() + 20
             while marked_processes(os.path.realpath(out)):
                 assert time.monotonic() < deadline, "something works on after its run was killed"
                 time.sleep(0.05)
-            interrupted |= {name for name, record in records(path).items() if record["exit_code"] is None}
     assert self_evolve("run", path).returncode == 0
-    assert len(interrupted) >= 3, interrupted
+    assert sum(record["attempts"] > 1 for record in records(path).values()) >= 4, "most stages were interrupted"
     reference = whole[0].parent / "out"
     assert digests(out) == digests(reference)
     for name in ("base", "1k"):
@@ -134,20 +137,25 @@ def test_a_changed_setting_runs_what_depends_on_it(whole: tuple[Path, str]) -> N
 
 def test_a_missing_input_and_a_failing_stage_end_in_one_line(model: Path, tmp_path: Path) -> None:
     path = write_rounds(tmp_path, model, rounds=1)
-    documents = (tmp_path / "documents.jsonl").read_text()
-    (tmp_path / "documents.jsonl").unlink()
+    documents = tmp_path / "documents.jsonl"
+    documents.rename(tmp_path / "elsewhere.jsonl")
     done = self_evolve("run", path)
-    assert (done.returncode, done.stderr) == (
-        1, f"error: {path}: 1k/generate needs {tmp_path}/documents.jsonl, which is not there\n",
-    )  # fmt: skip
-    assert not (tmp_path / "out" / "manifest.json").exists(), "nothing was run"
-    assert self_evolve("plan", path).returncode == 0
-    (tmp_path / "documents.jsonl").write_text("not JSON\n")
+    assert (done.returncode, done.stderr) == (1, f"error: {path}: 1k/generate needs {documents}, which is not there\n")
+    assert not (tmp_path / "out").exists(), "nothing was run"
+    done = self_evolve("plan", path)
+    assert done.returncode == 0
+    assert f"{documents} is not there yet; 1k/generate needs it" in done.stdout
+
+    own = f"documents: {{command: [cp, {tmp_path}/nowhere, {documents}], output: {documents}}}"
+    path.write_text(path.read_text().replace(f"documents: {documents}", own))
     done = self_evolve("run", path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: stage 1k/generate failed with exit code 1")
+    assert done.stderr.splitlines()[-1].startswith("error: stage 1k/documents failed with exit code 1; its messages are above")
     assert "Traceback" not in done.stderr
-    (tmp_path / "documents.jsonl").write_text(documents)
     assert self_evolve("run", path, "--stage", "1k/train").stderr == (
-        "error: stage 1k/train needs 1k/generate, which is not done; run that first\n"
+        "error: stage 1k/train needs 1k/documents, which is not done; run that first\n"
+    )
+    assert (
+        "there is no stage 1k/trian; there are base/convert, 1k/documents"
+        in self_evolve("run", path, "--stage", "1k/trian").stderr
     )

@@ -166,12 +166,12 @@ def test_every_stage_depends_on_what_it_reads(planned: Callable[[str], Plan]) ->
 
 def test_files_that_flags_name_are_read(planned: Callable[[str], Plan]) -> None:
     text = PAPER.replace("num-turns: 4", "lead-in-file: l.txt, question-generator: 'ask.py:ask'").replace(
-        "samples: 50", "questions: [mine=q.jsonl, r.jsonl], haystack: hay"
+        "samples: 50", "questions: [mine=q.jsonl, r.jsonl], haystack: hay=stack"
     )
     plan = planned(text)
     assert {Path("l.txt"), Path("ask.py")} <= {artifact.path for artifact in stage(plan, "256k/generate").inputs}
     read = {artifact.path for artifact in stage(plan, "base/evaluate").inputs}
-    assert {Path("q.jsonl"), Path("r.jsonl"), Path("hay"), Path("data/short")} <= read
+    assert {Path("q.jsonl"), Path("r.jsonl"), Path("hay=stack"), Path("data/short")} <= read
     assert ("base/evaluate", "q.jsonl") in absent_inputs(plan.stages)
 
 

@@ -126,6 +126,22 @@ def test_a_stage_that_fails_stops_the_chain_and_is_started_over_what_it_left(tmp
     assert (Manifest(tmp_path).get("weak").attempts, Manifest(tmp_path).get("after").attempts) == (2, 1)
 
 
+def test_an_interrupted_stage_starts_from_scratch_when_its_input_has_changed(tmp_path, capfd):
+    home, source = tmp_path / "home", tmp_path / "source"
+    source.write_text("1")
+    code = f"echo part >> {home}/out; test $(cat {source}) = 2"
+    outputs = (Artifact(home / "out"),)
+    stage = Stage(name="s", title="", command=("sh", "-c", code), inputs=(Artifact(source),), outputs=outputs)
+    for _ in range(2):
+        with pytest.raises(UserError):
+            run([stage], home)
+    assert (home / "out").read_text() == "part\npart\n"
+    source.write_text("2")
+    run([stage], home)
+    assert (home / "out").read_text() == "part\n"
+    assert Manifest(home).get("s").attempts == 1
+
+
 def test_a_changed_stage_starts_without_what_its_old_command_left(tmp_path, capfd):
     output, outside = tmp_path / "home" / "output", tmp_path / "outside"
 
