@@ -17,7 +17,7 @@ from megatron_longpo.evolution.states import DONE
 from megatron_longpo.evolution.status import SKIPPED, list_states
 from megatron_longpo.utils.errors import UserError
 
-WAIT_IN_JOB = 120.0
+WAIT_IN_JOB = 600.0
 """Seconds in which the submitting command, or the job before, lets go of the output folder."""
 
 
@@ -75,8 +75,8 @@ def run(config: Config, plan: Plan, only: str | None) -> None:
     with only_run(config.output, seconds=WAIT_IN_JOB if in_job else WAIT):
         try:
             run_chain(chain, only)
-        except Stopped as stage:
-            print(f"\nstopped during {stage}, as asked; the same command goes on there")
+        except Stopped as stopped:  # no failure: Slurm's script puts a job that ends well back into the queue
+            print(f"\n{stopped}")
         finally:
             print(f"\nreport: {write_report(config, plan.stages, at_work=False)}", flush=True)
 

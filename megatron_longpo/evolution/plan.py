@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -120,7 +121,7 @@ class _Planner:
             flags,
             inputs=(*_given(documents.path), self._model(round_.generator)),
             outputs=(Artifact(pairs),),
-            leftovers=(f"{pairs}.*",),
+            leftovers=(f"{glob.escape(str(pairs))}.*",),
         )
 
     def _preprocess(self, round_: Round) -> Stage:
@@ -134,7 +135,7 @@ class _Planner:
             round_.flags["preprocess"],
             inputs=(Artifact(Path(f"{prefix}.jsonl")), Artifact(self._hf(BASE), TOKENIZER)),
             outputs=self._dataset(round_.name),
-            leftovers=(f"{prefix}.bad.jsonl", f"{prefix}.partial"),
+            leftovers=tuple(glob.escape(f"{prefix}.{end}") for end in ("bad.jsonl", "partial")),
         )
 
     def _read_training(self, round_: Round) -> RunConfig:
@@ -212,7 +213,7 @@ class _Planner:
             round_.flags["export"],
             inputs=(Artifact(trained, NATIVE), *base),
             outputs=(self._model(round_.name),),
-            leftovers=(f"{exported}.partial",),
+            leftovers=(glob.escape(f"{exported}.partial"),),
         )
 
     def _convert(self, name: str) -> Stage:
@@ -224,7 +225,7 @@ class _Planner:
             ("--hf", str(self._hf(name)), "--save", str(native)),
             inputs=(self._model(name),),
             outputs=(Artifact(native, NATIVE),),
-            leftovers=(f"{native}.partial",),
+            leftovers=(glob.escape(f"{native}.partial"),),
         )
 
     def _evaluate(self, name: str, round_: Round) -> Stage:
@@ -245,7 +246,7 @@ class _Planner:
         return self._stage(
             f"{name}/evaluate",
             "evaluate",
-            f"{name}: evaluate",
+            f"{name}: evaluate long and short contexts",
             [*model, "--output", str(folder.parent)],
             flags,
             inputs=(self._model(name),),

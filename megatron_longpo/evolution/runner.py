@@ -21,7 +21,7 @@ from megatron_longpo.evolution.manifest import Manifest, Record, versions
 from megatron_longpo.evolution.order import feeders
 from megatron_longpo.evolution.processes import StopRequest, end_processes, run_command
 from megatron_longpo.evolution.stages import Stage
-from megatron_longpo.evolution.states import DONE, judge, says_stop
+from megatron_longpo.evolution.states import CHANGED, DONE, judge, says_stop
 from megatron_longpo.utils.errors import UserError
 
 HASHES = "hashes.json"
@@ -30,8 +30,12 @@ WAIT = 1.0
 """Seconds in which a look at the lock is over."""
 
 
-class Stopped(Exception):
+class Stopped(UserError):
     """The run was asked to stop, and what it was doing is not done."""
+
+    def __init__(self, stage: Stage) -> None:
+        """Say where."""
+        super().__init__(f"stopped during {stage.name}, as asked; the same command goes on there")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +137,8 @@ def run_chain(chain: Chain, only: str | None = None) -> dict[str, float]:
             if verdict and verdict.state != DONE:
                 if not shown:
                     raise UserError(f"stage {only} needs {stage.name}, which is not done; run that first")
+                if verdict.state == CHANGED:
+                    print(f"({verdict.reason}: from scratch)", flush=True)
                 _run(stage, verdict.inputs, chain, manifest, hasher, request)
             record = manifest.get(stage.name)
             seconds[stage.name] = (record and record.seconds) or 0.0
@@ -160,7 +166,7 @@ def _run(
     if absent:
         raise UserError(f"stage {stage.name} needs {absent[0]}, which is not there")
     if request.given:
-        raise Stopped(stage.name)
+        raise Stopped(stage)
     before = manifest.get(stage.name)
     goes_on = before is not None and before.outputs is None and stage.is_same(before.command) and before.inputs == inputs
     if not goes_on:
@@ -179,7 +185,7 @@ def _run(
     code = run_command(launch.words, variables, chain.folder, request, takes_warning=launch.takes_warning)
     took = round(time.monotonic() - started, 1)
     if request.given:
-        raise Stopped(stage.name)
+        raise Stopped(stage)
     record = dataclasses.replace(record, exit_code=code, seconds=took)
     manifest.put(stage.name, record)
     if code:

@@ -41,7 +41,7 @@ def judge(stage: Stage, record: Record | None, hasher: Hasher) -> Verdict:
     outputs = {str(artifact): hasher.digest(artifact) for artifact in stage.outputs}
     differing = sorted(name for name in outputs if outputs[name] != record.outputs.get(name))
     if differing:
-        return Verdict(CHANGED, f"{differing[0]} is not what it made", inputs)
+        return Verdict(CHANGED, f"another {differing[0]} than it made", inputs)
     return Verdict(DONE, "", inputs)
 
 

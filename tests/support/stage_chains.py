@@ -59,7 +59,7 @@ run(stages, Path(sys.argv[1]))
 """
 
 
-def start(stages: Sequence[Stage], folder: Path, root: Path) -> subprocess.Popen[bytes]:
+def start(stages: Sequence[Stage], folder: Path, root: Path, *, start_new_session: bool = False) -> subprocess.Popen[bytes]:
     """Run a chain in a process of its own, whose messages go to ``folder/messages``."""
     described = [
         {
@@ -73,5 +73,9 @@ def start(stages: Sequence[Stage], folder: Path, root: Path) -> subprocess.Popen
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "messages").open("ab") as messages:
         return subprocess.Popen(
-            [sys.executable, "-c", RUN, str(folder), json.dumps(described)], cwd=root, stdout=messages, stderr=messages
+            [sys.executable, "-c", RUN, str(folder), json.dumps(described)],
+            cwd=root,
+            stdout=messages,
+            stderr=messages,
+            start_new_session=start_new_session,
         )

@@ -70,6 +70,14 @@ def test_a_run_that_is_killed_takes_all_its_processes_along(tmp_path, breeding, 
     assert beats(tmp_path) == before
 
 
+def test_ctrl_c_in_a_terminal_ends_the_run_and_its_processes(tmp_path, breeding):
+    process = start([breeding], tmp_path, ROOT, start_new_session=True)
+    wait_until(lambda: grown(tmp_path), "all generations run")
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(20)
+    assert not marked_processes(os.path.realpath(tmp_path))
+
+
 def test_what_outlives_run_and_supervisor_is_ended_by_the_next_run(tmp_path, breeding, capfd):
     process = start([breeding], tmp_path, ROOT)
     wait_until(lambda: grown(tmp_path), "all generations run")
@@ -137,7 +145,7 @@ def warned_run(folder: Path, stage: Stage) -> str:
 def test_a_warned_run_ends_its_command_and_is_not_done(tmp_path, capfd):
     code = f"import pathlib, time; pathlib.Path('{tmp_path}/working').touch(); time.sleep(300)"
     stage = Stage(name="s", title="", command=("python", "-c", code), outputs=(Artifact(tmp_path / "out"),))
-    assert "Stopped: s" in warned_run(tmp_path, stage)
+    assert "stopped during s, as asked" in warned_run(tmp_path, stage)
     assert not marked_processes(os.path.realpath(tmp_path))
 
 

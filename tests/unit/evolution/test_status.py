@@ -34,7 +34,7 @@ def test_states_follow_the_manifest_and_the_disk(tmp_path, capfd):
     changed = chain(tmp_path, "a", "B", "c")
     assert states(changed, tmp_path) == [("done", ""), ("changed", "another command"), ("waits", "for s1")]
     (tmp_path / "s1.txt").write_text("damaged")
-    assert states(stages, tmp_path)[1] == ("changed", f"{tmp_path}/s1.txt is not what it made")
+    assert states(stages, tmp_path)[1] == ("changed", f"another {tmp_path}/s1.txt than it made")
     rows = list_states(stages, tmp_path)
     assert (rows[0].attempts, rows[0].start[:2]) == ("1", "20")
 
