@@ -23,6 +23,8 @@ ASK_FACT, ASK_NOTE, REVERSE, RECALL, IS = "Q", "N", "REV", "WLD", "="
 WORDS = (*SCOPES, *KEYS, *VALUES, *FILLERS, *ENTITIES, *LETTERS, ASK_FACT, ASK_NOTE, REVERSE, RECALL, IS)
 
 Kind = Literal["facts", "notes"]
+Examples = Literal["none", "solved", "asked"]
+"""Of the skills that need no document, at the end of a chunk: none, with ``=`` before the answer, or just as in a chat."""
 CHUNK_WORDS = 112
 FACTS_IN_CHUNK = 5
 NOTES_IN_CHUNK = 2
@@ -64,7 +66,7 @@ def make_document(
     *,
     kind: Kind = "facts",
     shared_keys: bool = False,
-    examples: bool = True,
+    examples: Examples = "asked",
     chunk_words: int = CHUNK_WORDS,
 ) -> Document:
     """Write a document.
@@ -75,7 +77,7 @@ def make_document(
         kind: what its chunks tell.
         shared_keys: all chunks speak of the same few keys, so that only the scope tells which value is meant; else no key occurs
             twice.
-        examples: chunks end with an example of each skill that needs no document.
+        examples: what chunks end with.
         chunk_words: words of a chunk.
     """
     per_chunk = _statements_in(kind, chunk_words)
@@ -90,7 +92,9 @@ def make_document(
             value = " ".join(filler(rng, NOTE_WORDS) if kind == "notes" else rng.choices(VALUES, k=2))
             statements.append(f"{scope} {key} {value}")
             questions.append(Question(f"{ASK_NOTE if kind == 'notes' else ASK_FACT} {scope} {key}", value, number))
-        ending = [*_reversal(rng).split(), *_recall(rng).split()] if examples else []
+        ending = [] if examples == "none" else f"{_reversal(rng)} {_recall(rng)}".split()
+        if examples == "asked":
+            ending = [word for word in ending if word != IS]
         chunks.append(_join(rng, statements, ending, chunk_words))
     return Document(chunks, questions)
 
