@@ -17,7 +17,7 @@ from megatron_longpo.evolution.config import BASE, Config, Flags, Round, Source
 from megatron_longpo.evolution.flags import as_words, check
 from megatron_longpo.evolution.order import in_order
 from megatron_longpo.evolution.scores import QUESTIONS, is_asked, split_length
-from megatron_longpo.evolution.stages import EXPORTED, NATIVE, SCORES, TOKENIZER, Artifact, Stage
+from megatron_longpo.evolution.stages import EXPORTED, NATIVE, SCORES, TOKENIZER, Artifact, Stage, View
 from megatron_longpo.evolution.tools import HOW, OURS, PARALLEL, SCRIPTS, listed, named_files
 from megatron_longpo.utils.errors import UserError
 
@@ -303,7 +303,7 @@ class _Planner:
 
     # what they have in common
 
-    def _own_command(self, name: str, kind: str, title: str, source: Source, view: object = None) -> Stage:
+    def _own_command(self, name: str, kind: str, title: str, source: Source, view: View | None = None) -> Stage:
         """A command of the user's; its script is an input, and so is what he says."""
         scripts = [word for word in source.command if word.endswith((".py", ".sh"))]
         return Stage(
@@ -312,7 +312,7 @@ class _Planner:
             title=title,
             command=source.command,
             inputs=tuple(Artifact(Path(path)) for path in (*scripts, *source.inputs)),
-            outputs=(Artifact(Path(source.path), view), *(Artifact(Path(path)) for path in source.also)),  # type: ignore[arg-type]
+            outputs=(Artifact(Path(source.path), view), *(Artifact(Path(path)) for path in source.also)),
         )
 
     def _words(self, kind: str, flags: Flags) -> list[str]:

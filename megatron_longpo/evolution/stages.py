@@ -105,9 +105,10 @@ class Stage:
         return self._matter(command) == self._matter(self.command)
 
     def _matter(self, command: Sequence[str]) -> list[str]:
-        """The words of a command, without the flags of `how` and their values."""
-        kept, skipping = [], False
-        for word in command:
+        """The words of a command, without the flags of `how` and their values; torchrun is Python in several processes."""
+        program = "python" if command[0] == "torchrun" else command[0]
+        kept, skipping = [program], False
+        for word in command[1:]:
             flag, equals, _ = word.partition("=")
             if word.startswith("--"):
                 skipping = flag in self.how

@@ -70,7 +70,7 @@ def _group(*names: str) -> set[str]:
 
 
 _SERVING = {"--server", "--concurrency", "--request-timeout", "--max-retries", "--api-key-variable", "--max-batch-tokens"}
-_LAUNCHER = {"--nproc-per-node", "--nnodes"}
+_LAUNCHER = {"--standalone", "--nproc-per-node", "--nnodes"}
 HOW: Mapping[str, frozenset[str]] = {
     "generate": frozenset({*_SERVING, "--long-server", "--documents-per-group"}),
     "preprocess": frozenset({"--workers"}),

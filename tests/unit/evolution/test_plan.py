@@ -212,6 +212,15 @@ def test_layout_and_memory_do_not_change_what_a_training_makes(planned: Callable
         assert train.is_same(stage(planned(PAPER.replace(before, after)), "128k/train").command) == same, after
 
 
+def test_where_and_in_how_many_processes_a_stage_runs_does_not_change_it(planned: Callable[[str], Plan]) -> None:
+    here = planned(SMALL)
+    for launch in ("{processes: 2}", "{launcher: slurm, slurm: {train: {nodes: 2}}}", "{launcher: slurm, processes: 4}"):
+        there = planned(SMALL.replace("rounds:", f"launch: {launch}\nrounds:"))
+        assert stage(there, "a/train").command[0] == "torchrun"
+        for name in ("a/train", "a/precompute", "a/generate"):
+            assert stage(here, name).is_same(stage(there, name).command), launch
+
+
 def test_values_are_given_as_they_are_written(planned: Callable[[str], Plan]) -> None:
     text = SMALL.replace("train-iters: 1}", "train-iters: 1, lr: 1e-6}, generate: {verify: off, temperature: 0.10}")
     plan = planned(text.replace("{name: a,", "{name: a, rotary-base: 1e7,"))
