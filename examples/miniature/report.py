@@ -32,7 +32,18 @@ def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
     """Read a model's scores."""
     folder = "evaluation-raised" if method == "raised" else "evaluation"
     found = scores(seed.place(condition) / folder, method)
-    return {"long": found[LONG], "short": found[SHORT], "skills": skills(found), **found}
+    begun = begun_right(seed.place(condition) / folder / method / "samples.jsonl")
+    return {"long": found[LONG], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun), **found}
+
+
+def begun_right(samples: Path) -> dict[str, float]:
+    """Return the share of answers that begin with the right one, whether they end there or not, in percent by group."""
+    counts: dict[str, list[bool]] = {}
+    for line in samples.read_text().splitlines():
+        sample = json.loads(line)
+        right = sample["expected"][0].split()
+        counts.setdefault(sample["group"], []).append(sample["answer"].split()[: len(right)] == right)
+    return {group: 100 * statistics.mean(found) for group, found in counts.items()}
 
 
 def skills(found: dict[str, float]) -> float:
@@ -52,7 +63,7 @@ def rows_of(condition: Condition, seeds: Sequence[Seed]) -> list[dict[str, Any]]
         except FileNotFoundError:
             continue
         row: dict[str, Any] = {"condition": condition.name, "method": method}
-        for name in ("long", "short", "skills", "2x", "4x", "reverse", "recall"):
+        for name in ("long", "short", "skills", "skills_begun", "2x", "4x", "reverse", "recall"):
             values = [one[name] for one in found]
             row[name] = round(statistics.mean(values), 1)
             row[f"{name}_sd"] = round(statistics.stdev(values), 1) if len(values) > 1 else None
@@ -84,13 +95,21 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         spread = row[f"{name}_sd"]
         return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
-    lines = [
-        "| method | lr | long (8 chunks) | 4 chunks | short (1 chunk) | skills | reverse | recall |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = (
+        "method",
+        "lr",
+        "long (8 chunks)",
+        "4 chunks",
+        "short (1 chunk)",
+        "skills",
+        "reverse",
+        "recall",
+        "skills, begun right",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         rate = "" if row["lr"] is None else f"{row['lr']:g}"
-        cells = (cell(row, name) for name in ("long", "4x", "short", "skills", "reverse", "recall"))
+        cells = (cell(row, name) for name in ("long", "4x", "short", "skills", "reverse", "recall", "skills_begun"))
         lines.append(f"| `{row['method']}` | {rate} | {' | '.join(cells)} |")
     return lines
 

@@ -154,6 +154,9 @@ def write_results(folder, model, **groups):
     place.mkdir(parents=True)
     found = {name: {"score": score} for name, score in groups.items()}
     (place / "results.json").write_text(json.dumps({"questions": {"miniature": {"groups": found}}}))
+    answers = (("reverse", "l1 l2 f3"), ("reverse", "l2"), ("recall", "l1 l2"), ("recall", "l1 l2"))
+    samples = [{"group": group, "answer": answer, "expected": ["l1 l2"]} for group, answer in answers]
+    (place / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
 
 
 def test_rows_are_means_and_spreads_over_seeds(parts, tmp_path, monkeypatch):
@@ -172,5 +175,6 @@ def test_rows_are_means_and_spreads_over_seeds(parts, tmp_path, monkeypatch):
     assert set(rows) == {"base", "raised", "longpo"}
     found = rows["longpo"]
     assert (found["long"], found["long_sd"], found["skills"], found["lr"], found["seeds"]) == (70.0, 10.0, 75.0, 3e-4, 3)
+    assert found["skills_begun"] == 75.0  # half of the reversals begin right, all recollections do
     assert (rows["raised"]["long"], rows["raised"]["lr"], rows["raised"]["steps"]) == (10.0, None, 0)
     assert "| `longpo` | 0.0003 | 70.0 ± 10.0 |" in "\n".join(report.table(list(rows.values())))
