@@ -25,6 +25,8 @@ BEGIN, END = "<!-- tables: written by examples/miniature/report.py -->", "<!-- e
 UNTRAINED = ("base", "raised")
 MAIN = ("sft", "nll", "dpo", "longpo-no-s2l", "longpo-no-nll", "longpo")
 """Arms of the paper and its ablations; the others are options beyond it."""
+COMPARED = (("longpo", "nll"), ("longpo", "longpo-no-s2l"), ("longpo-no-nll", "dpo"), ("longpo", "sft"))
+"""What the preference adds to the NLL, what the short reference adds with an NLL and without, and the simplest rival."""
 LONG, SHORT = f"{arms.CHUNKS}x", "1x"
 
 
@@ -135,8 +137,8 @@ def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str
     """Compare skills where arms are equally good at long documents, in training, on the way up.
 
     Returns:
-        The long accuracy: nine tenths of the highest point of the arm that gets least far, of those that get above half; and
-        each of these arms' skills where it first has it, between two evaluations by interpolation.
+        The long accuracy: nine tenths of the highest point of the arm that gets least far; and each arm's skills where it first
+        has it, between two evaluations by interpolation.
     """
     found = {}
     for row in rows:
@@ -144,15 +146,24 @@ def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str
             names = (f"eval/{NAME}/{LONG}", "skills")
             long, skill = (curves(seeds, condition, row["method"], row["lr"], name)[1] for name in names)
             found[row["method"]] = ([raised_of(rows, "long"), *long], [raised_of(rows, "skills"), *skill])
-    able = {method: pair for method, pair in found.items() if max(pair[0]) > 0.5}
-    level = 0.9 * min((max(long) for long, _ in able.values()), default=0.0)
+    level = 0.9 * min(max(long) for long, _ in found.values())
     values = {}
-    for method, (long, skill) in able.items():
+    for method, (long, skill) in found.items():
         place = next(number for number, value in enumerate(long) if value >= level)
         share = (level - long[place - 1]) / (long[place] - long[place - 1]) if place else 1.0
         before = skill[place - 1] if place else skill[0]
         values[method] = 100 * (before + share * (skill[place] - before))
     return 100 * level, values
+
+
+def differences(seeds: Sequence[Seed], condition: Condition, methods: Sequence[str]) -> str:
+    """Write by how many points one arm's long accuracy is above another's, seed by seed: seeds differ more than arms do."""
+    found = []
+    for one, other in COMPARED:
+        if one in methods and other in methods:
+            pairs = [[measure(seed, condition, method)["long"] for method in (one, other)] for seed in seeds]
+            found.append(f"`{one}` less `{other}` {', '.join(f'{a - b:+.1f}' for a, b in pairs)}")
+    return "; ".join(found)
 
 
 def raised_of(rows: Sequence[dict[str, Any]], name: str) -> float:
@@ -173,7 +184,7 @@ def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, A
         "skills": "skills (%)",
         "rewards/chosen": "reward of chosen",
         "rewards/rejected": "reward of rejected",
-        "kl/short_to_long": "KL(long policy, short reference) estimate",
+        "kl/short_to_long": "KL estimate, from the arm's own reference",
     }
     by_name = {row["method"]: row for row in rows}
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
@@ -194,7 +205,7 @@ def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, A
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 1].legend(fontsize=9, loc="center")
     figure.suptitle(f"{condition.name}: {condition.title} (mean over {len(seeds)} seeds)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
@@ -237,6 +248,8 @@ def main() -> None:
             f"Answers in the pairs that are right: chosen {right['chosen']:.1f}%, rejected {right['rejected']:.1f}%.",
             "",
             *table(found),
+            "",
+            f"Long accuracy, seed by seed: {differences(seeds, condition, [row['method'] for row in found])}.",
             "",
             f"Skills where an arm, on its way, first answers {level:.0f}% at 8 chunks: {listed}.",
             "",
