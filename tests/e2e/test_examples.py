@@ -48,13 +48,14 @@ OTHER_SCRIPTS = [
 
 # Stops a command once its arguments are read, so that only they are judged.
 READ_ARGUMENTS_ONLY = """
-import argparse, runpy, sys
+import argparse, os, runpy, sys
 read = argparse.ArgumentParser.parse_args
 def stop(*arguments, **options):
     read(*arguments, **options)
     sys.exit(0)
 argparse.ArgumentParser.parse_args = stop
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as running the file does
 runpy.run_path(sys.argv[0], run_name="__main__")
 sys.exit("the command read no arguments")
 """
