@@ -21,9 +21,9 @@ from pathlib import Path
 from megatron_longpo.evaluation.plan import SUITES
 from megatron_longpo.evolution.config import Config, read_config
 from megatron_longpo.evolution.decide import Question, decide
-from megatron_longpo.evolution.files import write_json
 from megatron_longpo.evolution.plan import Plan, Toolbox, make_plan
 from megatron_longpo.utils.errors import run_command
+from megatron_longpo.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import collections
 import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.json_lines import LineError, kind_of, unique_fields
 
 RECORD_FIELDS = ("document_id", "long_context", "turns", "metadata")
 TURN_FIELDS = ("short_context", "instruction", "chosen", "rejected")
@@ -17,17 +17,10 @@ MAX_NESTING = 64
 """Levels of objects and lists in a record. Python's own limit depends on where it is asked, so two readings could differ."""
 MAX_ID_LENGTH = 4096
 """Characters of a document's id: it is written into the dataset, and into messages."""
-SHOWN_CHARACTERS = 300
-"""Of a reason: what it quotes may be as long as the line."""
 
 
-class RecordError(ValueError):
+class RecordError(LineError):
     """A line that is no record. The message is ``field: what and cure``, on one line."""
-
-    def __init__(self, reason: str) -> None:
-        """Say why, at a length that people read."""
-        clipped = reason if len(reason) <= SHOWN_CHARACTERS else f"{reason[:SHOWN_CHARACTERS]}..."
-        super().__init__(" ".join(clipped.split()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +106,7 @@ def read_record(line: bytes | str) -> PreferenceRecord:
     if len(document_id) > MAX_ID_LENGTH:
         raise RecordError(f"document_id: has {len(document_id)} characters; give each document an id of up to {MAX_ID_LENGTH}")
     if not isinstance(turns, list) or not turns:
-        raise RecordError(f"turns: expected a list of at least one turn, found {_kind(turns)}")
+        raise RecordError(f"turns: expected a list of at least one turn, found {kind_of(turns)}")
     return PreferenceRecord(
         document_id=document_id,
         long_context=_text(fields["long_context"], "long_context"),
@@ -122,20 +115,11 @@ def read_record(line: bytes | str) -> PreferenceRecord:
     )
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would silently keep the last of two fields with one name."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the field {twice!r} occurs twice")
-    return fields
-
-
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_fields, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_fields, parse_constant=_no_constant)
 
 
 def _turn(value: object, where: str) -> Turn:
@@ -146,7 +130,7 @@ def _turn(value: object, where: str) -> Turn:
 def _metadata(value: object, num_turns: int) -> dict[str, Any]:
     """Free-form, but what preprocessing reads from it must have the shape it expects."""
     if not isinstance(value, dict):
-        raise RecordError(f"metadata: expected an object, found {_kind(value)}")
+        raise RecordError(f"metadata: expected an object, found {kind_of(value)}")
     turns = value.get("turns", [{}] * num_turns)
     if not isinstance(turns, list) or len(turns) != num_turns or not all(isinstance(turn, dict) for turn in turns):
         raise RecordError(f"metadata.turns: expected a list of {num_turns} objects, one for each of the record's turns")
@@ -167,7 +151,7 @@ def _inside(value: object) -> list[Any]:
 
 def _object(value: object, where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise RecordError(f"{where}: expected an object with the fields {', '.join(names)}; found {_kind(value)}")
+        raise RecordError(f"{where}: expected an object with the fields {', '.join(names)}; found {kind_of(value)}")
     for name in names:
         if name not in value and name not in optional:
             raise RecordError(f"{where}: the field {name!r} is missing")
@@ -179,14 +163,9 @@ def _object(value: object, where: str, names: tuple[str, ...], optional: tuple[s
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise RecordError(f"{where}: expected a string, found {_kind(value)}")
+        raise RecordError(f"{where}: expected a string, found {kind_of(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise RecordError(f"{where}: holds half of a surrogate pair, which no tokenizer can encode; repair the text") from None
     return value
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return "null" if value is None else "an empty list" if value == [] else names[type(value)]

@@ -13,10 +13,9 @@ from typing import Any
 from megatron_longpo.evaluation.scoring import Score, equals_any, holds_all, word_f1
 from megatron_longpo.inference.messages import join_message
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.json_lines import LineError, kind_of, unique_fields
 
 FIELDS = ("context", "question", "answers", "group", "id", "metadata")
-SHOWN_CHARACTERS = 300
-"""Of a reason: what it quotes may be as long as the line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +87,8 @@ class QuestionTask:
         return {"sha256": self.file.sha256, "metric": self.metric, "answer_tokens": self.answer_tokens}
 
 
-class QuestionError(ValueError):
+class QuestionError(LineError):
     """A line that is no question. The message is ``field: what and cure``, on one line."""
-
-    def __init__(self, reason: str) -> None:
-        """Say why, at a length that people read."""
-        clipped = reason if len(reason) <= SHOWN_CHARACTERS else f"{reason[:SHOWN_CHARACTERS]}..."
-        super().__init__(" ".join(clipped.split()))
 
 
 def load_questions(name: str, path: Path, limit: int | None = None, *, flag: str = "--questions ") -> QuestionFile:
@@ -154,11 +148,11 @@ def read_question(line: bytes, index: int) -> OwnQuestion:
     answers = [given] if isinstance(given, str) else given
     if not isinstance(answers, list) or not answers:
         raise QuestionError(
-            f"answers: expected a string or a list of strings, found {_kind(given)}; give at least one right answer"
+            f"answers: expected a string or a list of strings, found {kind_of(given)}; give at least one right answer"
         )
     context, group, identity = fields.get("context"), fields.get("group"), fields.get("id")
     if isinstance(identity, bool) or not isinstance(identity, (str, int, type(None))):
-        raise QuestionError(f"id: expected a string or a whole number, found {_kind(identity)}; write it as a string")
+        raise QuestionError(f"id: expected a string or a whole number, found {kind_of(identity)}; write it as a string")
     return OwnQuestion(
         index=index,
         context="" if context is None else _text("context", context),
@@ -171,27 +165,18 @@ def read_question(line: bytes, index: int) -> OwnQuestion:
 
 def _decode(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8"), object_pairs_hook=_fields)
+        value = json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8"), object_pairs_hook=unique_fields)
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise QuestionError(f"not a JSON object in UTF-8 ({reason}); write one question a line") from None
     if not isinstance(value, dict):
-        raise QuestionError(f"expected an object, found {_kind(value)}; write one question a line")
+        raise QuestionError(f"expected an object, found {kind_of(value)}; write one question a line")
     return value
-
-
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would silently keep the last of two fields with one name."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return fields
 
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise QuestionError(f"{name}: expected a string, found {_kind(value)}; write it in quotes")
+        raise QuestionError(f"{name}: expected a string, found {kind_of(value)}; write it in quotes")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -204,8 +189,3 @@ def _filled(name: str, value: object) -> str:
     if not text.strip():
         raise QuestionError(f"{name}: is blank; fill it in, or remove the line")
     return text
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return "null" if value is None else "an empty list" if value == [] else names[type(value)]

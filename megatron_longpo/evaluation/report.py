@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.evaluation.files import write_bytes, write_json, write_text
 from megatron_longpo.evaluation.published import SOURCE
 from megatron_longpo.evaluation.report_drawings import heatmap_png
 from megatron_longpo.evaluation.report_page import render_page
 from megatron_longpo.evaluation.run import RESULTS, SAMPLES
 from megatron_longpo.evaluation.tables import MARK, Table, as_markdown, as_text, make_tables
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.files import write_bytes, write_json, write_text
 
 HEATMAP = "needles.png"
 SHOWN_SAMPLES = 24

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import itertools
 import json
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 from megatron_longpo.evaluation import infinitebench, ruler
 from megatron_longpo.evaluation.answering import Request, answer_all, hash_message, read_answer
 from megatron_longpo.evaluation.asking import book_requests, question_requests, ruler_requests
-from megatron_longpo.evaluation.files import whole_file, write_json
 from megatron_longpo.evaluation.models import Model
 from megatron_longpo.evaluation.plan import Plan
 from megatron_longpo.evaluation.questions import METRICS, OwnQuestion, QuestionTask
@@ -24,6 +21,8 @@ from megatron_longpo.evaluation.short import ShortResult, evaluate_short
 from megatron_longpo.inference.journal import Journal
 from megatron_longpo.inference.sampling import Sampling
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.files import whole_file, write_json
+from megatron_longpo.utils.versions import installed_versions
 
 JOURNAL, SAMPLES, PROMPTS, RESULTS = "journal.jsonl", "samples.jsonl", "prompts.jsonl", "results.json"
 PACKAGES = ("torch", "transformers", "lm_eval", "rouge_score")
@@ -57,7 +56,7 @@ def evaluate(plan: Plan, model: Model, folder: Path) -> dict[str, Any]:
             "model": {"name": model.name, "folder": model.folder and str(model.folder), "engine": model.engine.describe()},
             "settings": plan.describe(),
             **_summarise(plan, scored, short),
-            "run": {"seconds": round(time.monotonic() - started, 1), "known": known, **_versions()},
+            "run": {"seconds": round(time.monotonic() - started, 1), "known": known, **installed_versions(PACKAGES)},
         }
         _write_samples(folder / SAMPLES, scored, short)
         if plan.save_prompts:
@@ -146,13 +145,3 @@ def _write_prompts(path: Path, requests: Sequence[Request], journal: Journal, sh
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         for row in short.prompts if short else ():
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.evolution.files import read_json
 from megatron_longpo.evolution.scores import find_score
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.files import read_json
 
 ROUNDING = 1e-9
 """Points by which a difference of two means may miss a bound that it meets."""

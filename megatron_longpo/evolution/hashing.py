@@ -6,14 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_longpo.evolution.files import read_json, write_json
 from megatron_longpo.evolution.stages import Artifact, all_files
+from megatron_longpo.utils.files import read_json, write_json
+from megatron_longpo.utils.progress import progress_bar
 
 BAR_FROM = 1 << 30
 """Bytes of a file from which reading it is worth a bar."""
@@ -68,13 +68,12 @@ class Hasher:
 
 
 def _hash_file(path: Path, size: int) -> str:
-    from tqdm import tqdm
-
     digest = hashlib.sha256()
-    hidden = size < BAR_FROM or not sys.stderr.isatty()
     with (
         path.open("rb") as file,
-        tqdm(total=size, desc=f"hashing {path.name}", unit="B", unit_scale=True, disable=hidden, leave=False) as bar,
+        progress_bar(
+            total=size, desc=f"hashing {path.name}", unit="B", unit_scale=True, shown=size >= BAR_FROM, leave=False
+        ) as bar,
     ):
         while block := file.read(BLOCK):
             digest.update(block)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import megatron_longpo
-from megatron_longpo.evolution.files import read_json, write_json
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.files import read_json, write_json
+from megatron_longpo.utils.versions import installed_versions
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -88,10 +87,4 @@ def _record(fields: dict[str, Any]) -> Record:
 
 def versions() -> dict[str, str]:
     """What a stage runs with."""
-    found = {"megatron-longpo": megatron_longpo.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"megatron-longpo": megatron_longpo.__version__, **installed_versions(PACKAGES)}

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_longpo.evolution.config import BASE, Config, Round
-from megatron_longpo.evolution.files import read_json, write_json, write_text
 from megatron_longpo.evolution.manifest import Manifest
 from megatron_longpo.evolution.report_page import render_page
 from megatron_longpo.evolution.report_text import as_markdown
 from megatron_longpo.evolution.stages import Stage
 from megatron_longpo.evolution.states import DONE
 from megatron_longpo.evolution.status import Row, list_states
+from megatron_longpo.utils.files import read_json, write_json, write_text
 
 REPORT = "report"
 POINTS = 300

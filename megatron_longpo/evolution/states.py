@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from megatron_longpo.evolution.files import read_json
 from megatron_longpo.evolution.hashing import Hasher
 from megatron_longpo.evolution.manifest import Record
 from megatron_longpo.evolution.stages import Stage
+from megatron_longpo.utils.files import read_json
 
 DONE, TO_DO, CHANGED, FAILED, INTERRUPTED = "done", "to do", "changed", "failed", "interrupted"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from megatron_longpo.generation import report_plots as plots
 from megatron_longpo.generation.report_samples import show_dropped_samples, show_samples
 from megatron_longpo.pages import page
 from megatron_longpo.pages.markup import Html, element
+from megatron_longpo.utils.files import write_bytes
 
 NAMES = {
     "document": "document",
@@ -35,12 +35,7 @@ def write_report(statistics: Mapping[str, Any], json_path: Path, html_path: Path
     numbers = json.dumps(statistics, ensure_ascii=False, indent=1, default=str).encode("utf-8", "backslashreplace")
     page = render_page(statistics).encode()
     for path, content in ((json_path, numbers), (html_path, page)):
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(content + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_bytes(path, content + b"\n")
 
 
 def render_page(statistics: Mapping[str, Any]) -> str:

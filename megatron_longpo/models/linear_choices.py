@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_longpo.models.linear_cross_entropy import VocabShard
+from megatron_longpo.models.linear_cross_entropy import VocabShard, local_column
 from megatron_longpo.parallel.collectives import reduce_max, reduce_sum
 from megatron_longpo.utils.constants import IGNORE_INDEX
 from megatron_longpo.utils.logits import rows_at_once
@@ -41,8 +41,7 @@ def _score(states: Tensor, words: Tensor, labels: Tensor, shard: VocabShard, chu
     top = torch.full(labels.shape, -torch.inf, dtype=dtype, device=states.device)
     lse, target = top.clone(), torch.zeros_like(top)
     first = torch.zeros_like(labels)
-    column = labels - shard.start
-    held = (column >= 0) & (column < shard.size)
+    column, held = local_column(labels, shard)
     for rows in torch.arange(labels.numel(), device=labels.device).split(rows_at_once(chunk_size, words.size(0))):
         if not shard.size:
             break
@@ -50,7 +49,7 @@ def _score(states: Tensor, words: Tensor, labels: Tensor, shard: VocabShard, chu
         top[rows], best = logits.amax(-1), logits.argmax(-1)  # of equal ones, argmax gives the first
         first[rows] = best + shard.start
         lse[rows] = torch.logsumexp(logits, dim=-1)
-        target[rows] = logits.gather(1, column[rows].clamp(0, shard.size - 1)[:, None]).squeeze(1) * held[rows]
+        target[rows] = logits.gather(1, column[rows][:, None]).squeeze(1) * held[rows]
     if shard.group is None:
         return target - lse, first == labels
     highest = reduce_max(top.clone(), shard.group)

@@ -114,7 +114,7 @@ class _LinearLogProbs(torch.autograd.Function):
         for rows in _chunks((labels != IGNORE_INDEX) & (grad != 0), ctx.chunk_size) if shard.size else ():
             part, scale = states[rows], grad[rows].to(lse.dtype)
             d_logits = (part @ words.t()).to(lse.dtype).sub_(lse[rows, None]).exp_().mul_(-scale[:, None])
-            column, held = _local_column(labels[rows], shard)
+            column, held = local_column(labels[rows], shard)
             d_logits.scatter_add_(1, column[:, None], (scale * held)[:, None])
             gradients.add(rows if isinstance(kept, slice) else kept[rows], part, words, d_logits)
             del d_logits
@@ -130,14 +130,14 @@ def _normalisers(
     for rows in _chunks(labels != IGNORE_INDEX, chunk_size) if shard.size else ():
         logits = (states[rows] @ words.t()).to(dtype)
         lse[rows] = torch.logsumexp(logits, dim=-1)
-        column, held = _local_column(labels[rows], shard)
+        column, held = local_column(labels[rows], shard)
         target[rows] = logits.gather(1, column[:, None]).squeeze(1) * held
     return _merge_shards(lse, target, labels, shard)
 
 
 def _weighted(logits: Tensor, labels: Tensor, weights: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
     """Log-probs of a chunk, and the gradient of their weighted sum; ``logits`` is overwritten. One pass of exponentials."""
-    column, held = _local_column(labels, shard)
+    column, held = local_column(labels, shard)
     weights = weights.to(logits.dtype)
     if shard.size:
         top, target = logits.amax(-1), logits.gather(1, column[:, None]).squeeze(1) * held
@@ -177,7 +177,7 @@ def _chunks(valid: Tensor, chunk_size: int) -> list[Tensor | slice]:
     return chunks
 
 
-def _local_column(labels: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
+def local_column(labels: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
     """Column of each label in this shard, and whether it is held here: a mask of its own, since word ``start`` has column 0."""
     column = labels - shard.start
     held = (column >= 0) & (column < shard.size)

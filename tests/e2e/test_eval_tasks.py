@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.launch import Nursery
-from tests.support.scenario import Scenario, make_scenario
+from tests.support.scenario import Scenario
 
 TRAIN = "pretrain_longpo.py"
 ITERATIONS = 6
 COMMON = ("--global-batch-size", 2, "--lr", 1e-2, "--seq-length", 1024, "--train-iters", ITERATIONS, "--save-interval", 2)
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    started = Nursery(tmp_path_factory.mktemp("logs"))
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def scenario(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Scenario:
-    made = make_scenario(tmp_path_factory.mktemp("scenario"), num_documents=4, num_words=25, num_hidden_layers=2)
-    arguments = ("--reference-checkpoint", made.native, "--data-path", made.prefix)
-    nursery.start("tools/precompute_reference_logprobs.py", arguments).succeed()
-    return made
 
 
 @pytest.fixture(scope="module")

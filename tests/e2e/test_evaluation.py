@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from tests.support.scripted_generation import OpenAIServer
 
 EVALUATE = "tools/evaluate.py"
 KILLS = 6
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    started = Nursery(tmp_path_factory.mktemp("logs"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ COMMON = (
     *("--global-batch-size", 2, "--lr", 3e-2, "--adam-eps", 1e-3, "--lr-decay-style", "constant", "--lr-warmup-iters", 0),
     *("--reference", "live", "--rotary-base", ROTARY_BASE, "--lora-rank", 4, "--lora-alpha", 8, "--save-interval", 2),
 )
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    started = Nursery(tmp_path_factory.mktemp("logs"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +183,7 @@ def refused(nursery: Nursery, arguments: list[object], script: str = TRAIN) -> s
     return line
 
 
-def test_a_run_is_resumed_with_its_own_adapters_and_base(
-    scenario: Scenario, nursery: Nursery, run: Path, tmp_path: Path
-) -> None:
+def test_a_run_is_resumed_with_its_own_adapters_and_base(scenario: Scenario, nursery: Nursery, run: Path, tmp_path: Path) -> None:
     resume = arguments_for(scenario, run, iterations=6)
     line = refused(nursery, [*resume, "--lora-rank", 8])
     assert "trained with adapters of rank 4 and alpha 8 on q_proj, k_proj" in line

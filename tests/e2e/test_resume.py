@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,7 +20,7 @@ from megatron_longpo.conversion.record import find_iteration
 from megatron_longpo.conversion.safe_metadata import check_metadata
 from tests.support.launch import ROOT, Nursery
 from tests.support.layouts import read_dump
-from tests.support.scenario import Scenario, make_scenario
+from tests.support.scenario import Scenario
 
 TRAIN = "pretrain_longpo.py"
 ITERATIONS, INTERVAL = 9, 3
@@ -33,21 +32,6 @@ KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "rmsprop": (1, ("--optimizer", "rmsprop")),
     "adam-distributed": (2, ("--use-distributed-optimizer",)),
 }
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    started = Nursery(tmp_path_factory.mktemp("logs"))
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def scenario(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Scenario:
-    made = make_scenario(tmp_path_factory.mktemp("scenario"), num_documents=4, num_words=25, num_hidden_layers=2)
-    arguments = ("--reference-checkpoint", made.native, "--data-path", made.prefix)
-    nursery.start("tools/precompute_reference_logprobs.py", arguments).succeed()
-    return made
 
 
 def arguments_for(scenario: Scenario, folder: Path, *extra: object, iterations: int = ITERATIONS) -> list[object]:

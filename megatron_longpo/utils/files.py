@@ -19,6 +19,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _partial(path: Path) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         yield file
@@ -36,6 +37,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text; a lone surrogate, which has no UTF-8, is escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no file.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
 
 
 def write_json(path: Path, value: Any) -> None:
