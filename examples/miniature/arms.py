@@ -24,7 +24,6 @@ QUESTIONS_IN_TRAINING, INTERVAL = 60, 10
 """The same while an arm is trained, and iterations between them."""
 
 EVALUATED_CHUNKS = (1, 2, 4, 8)
-OWN_ROTARY_BASE = 1e4
 RAISED_ROTARY_BASES = (1e5, 5e4, 2e4)
 """Candidates, ten times the model's own first, as in the paper."""
 MOST_AFTER_RAISING = 40.0
@@ -59,7 +58,7 @@ SCHOOL = (
 )
 """Looking up emerges on short documents; then they grow, and their text is learned too."""
 ERRING_INTERVAL, ERRING_UNTIL = 50, 250
-ERRING_FROM, ERRING_BELOW = 80.0, 90.0
+ERRING_FROM = 80.0
 """The model that errs is the first checkpoint of the last grade that answers this share of the questions on one chunk."""
 
 

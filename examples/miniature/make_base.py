@@ -24,14 +24,10 @@ def main() -> None:
     os.chdir(REPOSITORY)
     seed, folder = Seed(arguments.seed), arguments.output
     last = arms.SCHOOL[-1].iterations
-    run = seed.folder / f"school{len(arms.SCHOOL) - 1}"
     sizes = ("--number", arms.QUESTIONS, "--chunks", *arms.EVALUATED_CHUNKS)
     chain = [
         *seed.school(),
-        python(
-            seed.name("stop", last), "checkpoint_conversion/mcore_to_hf.py",
-            *("--load", run, "--iteration", last, "--save", seed.stop(last)),
-        ),
+        seed.export(last),
         python(
             seed.name("rounds-questions"), f"{HERE}/make_data.py", "questions",
             *("--output", BUILD / "rounds-questions.jsonl", "--seed", 2000 + arguments.seed, *sizes),

@@ -6,16 +6,18 @@ It takes every condition whose evaluations are there for all of `--seeds`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import arms
 from arms import ARMS, CONDITIONS, Condition
-from study import BUILD, HERE, NAME, REPOSITORY, Seed, scores
+from language import NOTE_WORDS
+from study import BUILD, HERE, NAME, REPOSITORY, Seed, scores, skills
 
 from megatron_longpo.utils.errors import UserError, run_command
 
@@ -27,6 +29,8 @@ MAIN = ("sft", "nll", "dpo", "longpo-no-s2l", "longpo-no-nll", "longpo")
 """Arms of the paper and its ablations; the others are options beyond it."""
 COMPARED = (("longpo", "nll"), ("longpo", "longpo-no-s2l"), ("longpo-no-nll", "dpo"), ("longpo", "sft"))
 """What the preference adds to the NLL, what the short reference adds with an NLL and without, and the simplest rival."""
+Measured = Mapping[str, Sequence[Mapping[str, float]]]
+"""Scores by method, of each seed."""
 LONG, SHORT = f"{arms.CHUNKS}x", "1x"
 
 
@@ -48,29 +52,29 @@ def begun_right(samples: Path) -> dict[str, float]:
     return {group: 100 * statistics.mean(found) for group, found in counts.items()}
 
 
-def skills(found: dict[str, float]) -> float:
-    """Return the mean over the skills that need no document."""
-    return (found["reverse"] + found["recall"]) / 2
+def measure_all(condition: Condition, seeds: Sequence[Seed]) -> dict[str, list[dict[str, float]]]:
+    """Read the scores of every method that all seeds have, seed by seed."""
+    measured = {}
+    for method in (*UNTRAINED, *(arm.name for arm in ARMS)):
+        with contextlib.suppress(FileNotFoundError):
+            measured[method] = [measure(seed, condition, method) for seed in seeds]
+    return measured
 
 
-def rows_of(condition: Condition, seeds: Sequence[Seed]) -> list[dict[str, Any]]:
-    """Make the rows of a condition; none if something is missing."""
+def rows_of(condition: Condition, measured: Measured) -> list[dict[str, Any]]:
+    """Make the rows of a condition; none if its learning rates are not chosen yet."""
     rates_file = Seed(arms.VALIDATION_SEED).place(condition) / "rates.json"
     if not rates_file.exists():
         return []
     rates, rows = json.loads(rates_file.read_text()), []
-    for method in (*UNTRAINED, *(arm.name for arm in ARMS)):
-        try:
-            found = [measure(seed, condition, method) for seed in seeds]
-        except FileNotFoundError:
-            continue
+    for method, found in measured.items():
         row: dict[str, Any] = {"condition": condition.name, "method": method}
         for name in ("long", "short", "skills", "skills_begun", "2x", "4x", "reverse", "recall"):
             values = [one[name] for one in found]
             row[name] = round(statistics.mean(values), 1)
             row[f"{name}_sd"] = round(statistics.stdev(values), 1) if len(values) > 1 else None
         trained = method not in UNTRAINED
-        row |= {"lr": rates[method] if trained else None, "seeds": len(seeds), "steps": arms.ITERATIONS if trained else 0}
+        row |= {"lr": rates[method] if trained else None, "seeds": len(found), "steps": arms.ITERATIONS if trained else 0}
         rows.append(row)
     return rows
 
@@ -83,7 +87,7 @@ def labels(condition: Condition, seeds: Sequence[Seed]) -> dict[str, float]:
             for turn in json.loads(line)["turns"]:
                 _, scope, key = turn["instruction"].split()
                 told = f" {turn['short_context']} ".partition(f" {scope} {key} ")[2].split()
-                length = 12 if condition.kind == "notes" else 2
+                length = NOTE_WORDS if condition.kind == "notes" else 2
                 for side, counts in right.items():
                     counts[0] += turn[side].split() == told[:length]
                     counts[1] += 1
@@ -124,7 +128,7 @@ def curves(seeds: Sequence[Seed], condition: Condition, method: str, rate: float
         for line in (seed.trained(condition, arm, rate) / "metrics.jsonl").read_text().splitlines():
             metrics = json.loads(line)
             if name == "skills" and f"eval/{NAME}/reverse" in metrics:
-                value = (metrics[f"eval/{NAME}/reverse"] + metrics[f"eval/{NAME}/recall"]) / 2
+                value = skills({skill: metrics[f"eval/{NAME}/{skill}"] for skill in ("reverse", "recall")})
             elif name in metrics:
                 value = metrics[name]
             else:
@@ -156,13 +160,13 @@ def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str
     return 100 * level, values
 
 
-def differences(seeds: Sequence[Seed], condition: Condition, methods: Sequence[str]) -> str:
+def differences(measured: Measured) -> str:
     """Write by how many points one arm's long accuracy is above another's, seed by seed: seeds differ more than arms do."""
     found = []
     for one, other in COMPARED:
-        if one in methods and other in methods:
-            pairs = [[measure(seed, condition, method)["long"] for method in (one, other)] for seed in seeds]
-            found.append(f"`{one}` less `{other}` {', '.join(f'{a - b:+.1f}' for a, b in pairs)}")
+        if one in measured and other in measured:
+            gains = [a["long"] - b["long"] for a, b in zip(measured[one], measured[other], strict=True)]
+            found.append(f"`{one}` less `{other}` {', '.join(f'{gain:+.1f}' for gain in gains)}")
     return "; ".join(found)
 
 
@@ -233,7 +237,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     sections: list[str] = []
     for condition in CONDITIONS:
-        found = rows_of(condition, seeds)
+        measured = measure_all(condition, seeds)
+        found = rows_of(condition, measured)
         if not found:
             continue
         rows += found
@@ -249,7 +254,7 @@ def main() -> None:
             "",
             *table(found),
             "",
-            f"Long accuracy, seed by seed: {differences(seeds, condition, [row['method'] for row in found])}.",
+            f"Long accuracy, seed by seed: {differences(measured)}.",
             "",
             f"Skills where an arm, on its way, first answers {level:.0f}% at 8 chunks: {listed}.",
             "",

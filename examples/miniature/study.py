@@ -5,7 +5,8 @@
   python examples/miniature/study.py --full                             # three seeds, all conditions
 
 It runs the product's own commands, two at a time with a thread each; docs/miniature.md tells how long they take. Everything lies
-under build/miniature, and a second run goes on where the first one stopped. At its end it writes examples/miniature/results.json.
+under build/miniature, and a second run goes on where the first one stopped.
+Tables, plots and results.json are made by examples/miniature/report.py.
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ def evaluate(name: str, models: dict[str, Path], questions: Path, output: Path, 
     named = [f"{model}={folder}" for model, folder in models.items()]
     asked = ("--questions", f"{NAME}={questions}", "--questions-metric", "exact", "--questions-max-new-tokens", 20)
     return python(name, "tools/evaluate.py", "--model", *named, *asked, "--output", output, *flags)
+
+
+def told(condition: Condition) -> tuple[str, ...]:
+    """Return the flags of make_data.py that say what documents are about."""
+    return ("--kind", condition.kind, *(("--shared-keys",) if condition.shared_keys else ()))
+
+
+def skills(found: dict[str, float]) -> float:
+    """Return the mean over the skills that need no document."""
+    return (found["reverse"] + found["recall"]) / 2
 
 
 def scores(output: Path, model: str) -> dict[str, float]:
@@ -106,6 +117,12 @@ class Seed:
             start = save
         return chain
 
+    def export(self, iteration: int) -> Task:
+        """Export a checkpoint of the last grade."""
+        school = self.folder / f"school{len(arms.SCHOOL) - 1}"
+        flags = ("--load", school, "--iteration", iteration, "--save", self.stop(iteration))
+        return python(self.name("stop", iteration), "checkpoint_conversion/mcore_to_hf.py", *flags)
+
     def native(self, condition: Condition) -> Path:
         """The checkpoint that writes the pairs, refers, and is trained."""
         return self.folder / ("erring" if condition.errs else "base")
@@ -130,15 +147,13 @@ class Seed:
 
     def write_questions(self, condition: Condition) -> Task:
         """Write the questions of a condition: documents that nobody trains on, from one chunk to as many as pairs have."""
-        kind = ("--kind", condition.kind, *(("--shared-keys",) if condition.shared_keys else ()))
         sizes = ("--number", arms.QUESTIONS, "--chunks", *arms.EVALUATED_CHUNKS)
-        flags = ("--output", self.questions(condition), "--seed", 1000 + self.seed, *sizes, *kind)
+        flags = ("--output", self.questions(condition), "--seed", 1000 + self.seed, *sizes, *told(condition))
         return python(self.name(condition.name, "questions"), f"{HERE}/make_data.py", "questions", *flags)
 
     def pairs(self, condition: Condition, rotary_base: float) -> list[Task]:
         """Let the base model write its pairs, tokenise them, and note what the references say."""
         place, native, model = self.place(condition), self.native(condition), self.exported(condition)
-        kind = ("--kind", condition.kind, *(("--shared-keys",) if condition.shared_keys else ()))
         documents, written, prefix = place / "documents.jsonl", place / "pairs.jsonl", place / "pairs"
         size = ("--seed", self.seed, "--number", arms.NUM_DOCUMENTS, "--chunks", arms.CHUNKS)
         generate = (
@@ -155,7 +170,13 @@ class Seed:
         own_reference = ("--reference-checkpoint", native, "--data-path", own, "--overwrite")
         return [
             python(
-                self.name(condition.name, "documents"), f"{HERE}/make_data.py", "documents", "--output", documents, *size, *kind
+                self.name(condition.name, "documents"),
+                f"{HERE}/make_data.py",
+                "documents",
+                "--output",
+                documents,
+                *size,
+                *told(condition),
             ),
             python(self.name(condition.name, "pairs"), "tools/generate_preference_data.py", *generate),
             preprocess(self.name(condition.name, "dataset"), written, prefix, model),
@@ -198,28 +219,35 @@ class Seed:
             *("--save", save, "--load", save, "--log-interval", 10),
         )
 
+    def evaluate(
+        self, condition: Condition, chosen_arms: Sequence[Arm], rates: dict[str, float], rotary_base: float
+    ) -> list[Task]:
+        """Ask the untrained model, as it is and with its raised base, and every arm."""
+        base, place, asked = self.exported(condition), self.place(condition), self.questions(condition)
+        trained = {arm.name: self.trained(condition, arm, rates[arm.name]) for arm in chosen_arms}
+        raised = ("--rotary-base", rotary_base)
+        return [
+            evaluate(self.name(condition.name, "evaluate"), {"base": base, **trained}, asked, place / "evaluation"),
+            evaluate(self.name(condition.name, "evaluate-raised"), {"raised": base}, asked, place / "evaluation-raised", *raised),
+        ]
+
 
 def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
     """Make the base models, and choose each seed's erring checkpoint and raised RoPE base by the rules of `arms`."""
     pool.run("base models", [seed.school() for seed in seeds])
-    last = len(arms.SCHOOL) - 1
     stops = [*range(arms.ERRING_INTERVAL, arms.ERRING_UNTIL + 1, arms.ERRING_INTERVAL), arms.SCHOOL[-1].iterations]
     chains, chosen = [], {}
     for seed in seeds:
-        school = seed.folder / f"school{last}"
-        exports = {iteration: seed.stop(iteration) for iteration in stops}
         asked = seed.folder / "choice.jsonl"
         sizes = ("--number", arms.QUESTIONS // 2, "--chunks", 1, arms.CHUNKS)
         flags = ("--output", asked, "--seed", 3000 + seed.seed, *sizes)
         chain = [python(seed.name("choice"), f"{HERE}/make_data.py", "questions", *flags)]
-        for iteration, folder in exports.items():
-            flags = ("--load", school, "--iteration", iteration, "--save", folder)
-            chain.append(python(seed.name("stop", iteration), "checkpoint_conversion/mcore_to_hf.py", *flags))
-        models = {str(iteration): folder for iteration, folder in exports.items()}
+        chain += [seed.export(iteration) for iteration in stops]
+        models = {str(iteration): seed.stop(iteration) for iteration in stops}
         chain.append(evaluate(seed.name("stops"), models, asked, seed.folder / "evaluation-stops"))
         for base in arms.RAISED_ROTARY_BASES:
             output = seed.folder / f"evaluation-rotary-{base:g}"
-            model = {"raised": exports[stops[-1]]}
+            model = {"raised": seed.stop(stops[-1])}
             chain.append(evaluate(seed.name("rotary", f"{base:g}"), model, asked, output, "--rotary-base", base))
         chains.append(chain)
     pool.run("base models: choice", chains)
@@ -255,13 +283,7 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
         everyone = [validation, *tested]
         pool.run(
             f"{condition.name}: pairs",
-            [
-                [
-                    seed.write_questions(condition),
-                    *seed.pairs(condition, rotary[seed.seed]),
-                ]
-                for seed in everyone
-            ],
+            [[seed.write_questions(condition), *seed.pairs(condition, rotary[seed.seed])] for seed in everyone],
         )
         base = rotary[validation.seed]
         sweep = [(arm, rate) for arm in chosen_arms for rate in arms.LEARNING_RATES]
@@ -278,28 +300,7 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
         )
         pool.run(
             f"{condition.name}: evaluation",
-            [
-                [
-                    evaluate(
-                        seed.name(condition.name, "evaluate"),
-                        {
-                            "base": seed.exported(condition),
-                            **{arm.name: seed.trained(condition, arm, rates[arm.name]) for arm in chosen_arms},
-                        },
-                        seed.questions(condition),
-                        seed.place(condition) / "evaluation",
-                    ),
-                    evaluate(
-                        seed.name(condition.name, "evaluate-raised"),
-                        {"raised": seed.exported(condition)},
-                        seed.questions(condition),
-                        seed.place(condition) / "evaluation-raised",
-                        "--rotary-base",
-                        rotary[seed.seed],
-                    ),
-                ]
-                for seed in tested
-            ],
+            [seed.evaluate(condition, chosen_arms, rates, rotary[seed.seed]) for seed in tested],
         )
 
 
@@ -316,7 +317,7 @@ def last_scores(run: Path) -> dict[str, float]:
 
 def criterion(found: dict[str, float]) -> float:
     """What a learning rate is chosen by: the mean of long accuracy, short accuracy and skills."""
-    return (found[f"{arms.CHUNKS}x"] + found["1x"] + (found["reverse"] + found["recall"]) / 2) / 3
+    return (found[f"{arms.CHUNKS}x"] + found["1x"] + skills(found)) / 3
 
 
 def main() -> None:

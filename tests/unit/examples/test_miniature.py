@@ -171,7 +171,8 @@ def test_rows_are_means_and_spreads_over_seeds(parts, tmp_path, monkeypatch):
     validation = study.Seed(parts["arms"].VALIDATION_SEED).place(right)
     validation.mkdir(parents=True)
     (validation / "rates.json").write_text(json.dumps({"longpo": 3e-4}))
-    rows = {row["method"]: row for row in report.rows_of(right, [study.Seed(seed) for seed in (0, 1, 2)])}
+    measured = report.measure_all(right, [study.Seed(seed) for seed in (0, 1, 2)])
+    rows = {row["method"]: row for row in report.rows_of(right, measured)}
     assert set(rows) == {"base", "raised", "longpo"}
     found = rows["longpo"]
     assert (found["long"], found["long_sd"], found["skills"], found["lr"], found["seeds"]) == (70.0, 10.0, 75.0, 3e-4, 3)
