@@ -92,15 +92,17 @@ def _take_small(text: str, spans: Sequence[Span], max_tokens: int, count: TokenC
     return large
 
 
-def choose_window(text: str, units: Sequence[Unit], max_tokens: int, count: TokenCounter, rng: random.Random) -> list[Unit]:
+def choose_window(
+    text: str, num_tokens: int, units: Sequence[Unit], max_tokens: int, count: TokenCounter, rng: random.Random
+) -> list[Unit]:
     """Choose the consecutive units that fit into ``max_tokens``: all of them, or as many as fit from a random start.
 
-    A start is one from which the rest of the document fills the window.
+    A start is one from which the rest of the document fills the window. The whole text has ``num_tokens``: fewer than its units
+    together, where one ends inside a word.
     """
-    total = sum(unit.num_tokens for unit in units)
-    if total <= max_tokens and count([text])[0] <= max_tokens:
+    if num_tokens <= max_tokens:
         return list(units)
-    starts, remaining = [], total
+    starts, remaining = [], sum(unit.num_tokens for unit in units)
     for number, unit in enumerate(units):
         if number and remaining < max_tokens:
             break

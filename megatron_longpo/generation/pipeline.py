@@ -111,7 +111,7 @@ class Generator:
         budget = self.document_budget()
         units = split_units(text, min(settings.max_chunk_tokens, budget), count, CHUNKERS[document.domain])
         rng = derive_random(settings.seed, document.document_id, "window")
-        window = choose_window(text, units, budget, count, rng)
+        window = choose_window(text, work.num_tokens, units, budget, count, rng)
         if len(window) < len(units):
             work.start, work.end = trim(text, window[0].start, window[-1].end)
         chunks = pack_chunks(text, window, settings.min_chunk_tokens, settings.max_chunk_tokens, count)

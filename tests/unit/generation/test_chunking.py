@@ -57,10 +57,12 @@ def test_without_a_lower_bound_chunks_hold_every_word(text: str, max_tokens: int
 
 @given(TEXTS, st.integers(1, 40), st.integers(0, 5))
 @example("longerword\n \t\n    indented", 2, 0)
+@example("?    indentedlongerwordlongerword", 8, 0)  # its units have 9 tokens, the whole has 8
 def test_a_window_is_a_run_of_units_that_fits(text: str, max_tokens: int, seed: int) -> None:
     units = split_units(text, min(max_tokens, 6), count_words)
-    window = choose_window(text, units, max_tokens, count_words, random.Random(seed))
-    if count_words([text])[0] <= max_tokens:
+    whole = count_words([text])[0]
+    window = choose_window(text, whole, units, max_tokens, count_words, random.Random(seed))
+    if whole <= max_tokens:
         assert window == units
         return
     first = units.index(window[0])
@@ -127,7 +129,7 @@ def test_a_run_is_the_longest_that_fits_where_counts_do_not_add_up(words: list[i
     paragraphs = ["word " * number + "\n\n" for number in words]
     text = "".join(paragraphs)
     units = split_units(text, 4, count_words_and_gaps)
-    window = choose_window(text, units, max_tokens, count_words_and_gaps, random.Random(seed))
+    window = choose_window(text, count_words_and_gaps([text])[0], units, max_tokens, count_words_and_gaps, random.Random(seed))
     if not window:
         return
     first, last = units.index(window[0]), units.index(window[-1]) + 1
@@ -160,7 +162,7 @@ def test_a_long_text_is_counted_a_few_times_however_many_units_and_chunks_it_has
     tally = Tally(count_words)
     units = split_units(text, 2000, tally)
     assert (tally.calls, tally.characters) == (1, len(text))
-    window = choose_window(text, units, 100_000, tally, random.Random(0))
+    window = choose_window(text, count_words([text])[0], units, 100_000, tally, random.Random(0))
     assert tally.characters <= 2 * len(text)
     before, chunks = tally.characters, pack_chunks(text, window, 1000, 2000, tally)
     assert len(chunks) > 45
@@ -172,7 +174,7 @@ def test_the_end_of_a_run_is_found_in_a_few_counts_even_if_the_parts_tell_nothin
     units = [Unit(start, start + 6, 0) for start in range(0, len(text), 6)]
     for max_tokens in (1, 2, 100, 4000, 8000, 8190):
         tally = Tally(count_words_and_gaps)
-        window = choose_window(text, units, max_tokens, tally, random.Random(0))
+        window = choose_window(text, count_words_and_gaps([text])[0], units, max_tokens, tally, random.Random(0))
         assert len(window) == (max_tokens + 1) // 2
         assert tally.calls <= 2 * math.log2(len(units)) + 3
 
