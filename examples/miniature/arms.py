@@ -7,7 +7,7 @@ from typing import Literal
 
 from language import Kind
 
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 """The same for every arm; each arm's is chosen on the validation seed."""
 VALIDATION_SEED = 100
 SEEDS = (0, 1, 2)
@@ -57,9 +57,9 @@ SCHOOL = (
     Grade((24, 36, 48, 64, 80, 112), 16000, 700, "all", 2e-3, 1e-4),
 )
 """Looking up emerges on short documents; then they grow, and their text is learned too."""
-ERRING_INTERVAL, ERRING_UNTIL = 50, 250
-ERRING_FROM = 80.0
-"""The model that errs is the first checkpoint of the last grade that answers this share of the questions on one chunk."""
+ERRING_ITERATIONS = (10, 20, 30, 40, 50)
+ERRING_TARGET = 85.0
+"""The model that errs is the one of these checkpoints of the last grade whose share of right answers on one chunk is nearest to this."""
 
 
 @dataclasses.dataclass(frozen=True)

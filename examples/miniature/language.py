@@ -3,7 +3,7 @@
 A chunk is about one scope. In between filler words, which follow each other by a fixed rule, it tells facts or notes.
 A fact is ``s3 k7 v1 v30``: in scope s3, key k7 has the value "v1 v30"; a note is ``s3 k7`` and twelve filler words. A
 question names scope and key. Two more skills need no document: to reverse letters, and to know an entity's value by heart.
-The text of a chunk may end with an example of each.
+The text of a chunk may end with an example of each: with ``=`` before the answer, where a chat has ``?``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ VALUES = tuple(f"v{i}" for i in range(40))
 FILLERS = tuple(f"f{i}" for i in range(48))
 ENTITIES = tuple(f"e{i}" for i in range(48))
 LETTERS = tuple(f"l{i}" for i in range(24))
-ASK_FACT, ASK_NOTE, REVERSE, RECALL, IS = "Q", "N", "REV", "WLD", "="
-WORDS = (*SCOPES, *KEYS, *VALUES, *FILLERS, *ENTITIES, *LETTERS, ASK_FACT, ASK_NOTE, REVERSE, RECALL, IS)
+ASK_FACT, ASK_NOTE, REVERSE, RECALL, IS, WHAT = "Q", "N", "REV", "WLD", "=", "?"
+WORDS = (*SCOPES, *KEYS, *VALUES, *FILLERS, *ENTITIES, *LETTERS, ASK_FACT, ASK_NOTE, REVERSE, RECALL, IS, WHAT)
 
 Kind = Literal["facts", "notes"]
-Examples = Literal["none", "solved", "asked"]
-"""Of the skills that need no document, at the end of a chunk: none, with ``=`` before the answer, or just as in a chat."""
 CHUNK_WORDS = 112
 FACTS_IN_CHUNK = 5
 NOTES_IN_CHUNK = 2
@@ -66,7 +64,7 @@ def make_document(
     *,
     kind: Kind = "facts",
     shared_keys: bool = False,
-    examples: Examples = "asked",
+    examples: bool = True,
     chunk_words: int = CHUNK_WORDS,
 ) -> Document:
     """Write a document.
@@ -77,7 +75,7 @@ def make_document(
         kind: what its chunks tell.
         shared_keys: all chunks speak of the same few keys, so that only the scope tells which value is meant; else no key occurs
             twice.
-        examples: what chunks end with.
+        examples: chunks end with an example of each skill that needs no document.
         chunk_words: words of a chunk.
     """
     per_chunk = _statements_in(kind, chunk_words)
@@ -92,22 +90,21 @@ def make_document(
             value = " ".join(filler(rng, NOTE_WORDS) if kind == "notes" else rng.choices(VALUES, k=2))
             statements.append(f"{scope} {key} {value}")
             questions.append(Question(f"{ASK_NOTE if kind == 'notes' else ASK_FACT} {scope} {key}", value, number))
-        ending = [] if examples == "none" else f"{_reversal(rng)} {_recall(rng)}".split()
-        if examples == "asked":
-            ending = [word for word in ending if word != IS]
+        reversal, entity = ask_to_reverse(rng), ask_about(rng.choice(ENTITIES))
+        ending = f"{_told(reversal)} {_told(entity)}".split() if examples else []
         chunks.append(_join(rng, statements, ending, chunk_words))
     return Document(chunks, questions)
 
 
 def ask_to_reverse(rng: random.Random) -> Question:
     """Ask for letters in reverse."""
-    asked, _, answer = _reversal(rng).partition(f" {IS} ")
-    return Question(asked, answer)
+    letters = rng.sample(LETTERS, 4)
+    return Question(f"{REVERSE} {' '.join(letters)} {WHAT}", " ".join(reversed(letters)))
 
 
 def ask_about(entity: str) -> Question:
     """Ask for an entity's value."""
-    return Question(f"{RECALL} {entity}", _ENTITY_VALUES[entity])
+    return Question(f"{RECALL} {entity} {WHAT}", _ENTITY_VALUES[entity])
 
 
 def filler(rng: random.Random, number: int) -> list[str]:
@@ -140,14 +137,9 @@ def _statements_in(kind: Kind, chunk_words: int) -> int:
     return max(1, min(FACTS_IN_CHUNK, chunk_words // 4))
 
 
-def _reversal(rng: random.Random) -> str:
-    letters = rng.sample(LETTERS, 4)
-    return f"{REVERSE} {' '.join(letters)} {IS} {' '.join(reversed(letters))}"
-
-
-def _recall(rng: random.Random) -> str:
-    entity = rng.choice(ENTITIES)
-    return f"{RECALL} {entity} {IS} {_ENTITY_VALUES[entity]}"
+def _told(question: Question) -> str:
+    """Write a skill's question with its answer as documents do."""
+    return f"{question.text.removesuffix(WHAT)}{IS} {question.answer}"
 
 
 def _join(rng: random.Random, statements: Sequence[str], ending: Sequence[str], chunk_words: int) -> str:

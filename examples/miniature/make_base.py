@@ -25,12 +25,13 @@ def main() -> None:
     seed, folder = Seed(arguments.seed), arguments.output
     last = arms.SCHOOL[-1].iterations
     sizes = ("--number", arms.QUESTIONS, "--chunks", *arms.EVALUATED_CHUNKS)
+    questions = BUILD / f"rounds-questions{arguments.seed}.jsonl"
     chain = [
         *seed.school(),
         seed.export(last),
         python(
             seed.name("rounds-questions"), f"{HERE}/make_data.py", "questions",
-            *("--output", BUILD / "rounds-questions.jsonl", "--seed", 2000 + arguments.seed, *sizes),
+            *("--output", questions, "--seed", 2000 + arguments.seed, *sizes),
         ),
     ]  # fmt: skip
     Pool(BUILD, 1).run("base model", [chain])
@@ -40,7 +41,7 @@ def main() -> None:
     shutil.copytree(seed.stop(last), partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-    shutil.copyfile(BUILD / "rounds-questions.jsonl", arguments.questions)
+    shutil.copyfile(questions, arguments.questions)
 
 
 if __name__ == "__main__":

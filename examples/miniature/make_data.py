@@ -57,7 +57,7 @@ def _lesson(rng: random.Random, words: int) -> tuple[str, list[Question]]:
         parts,
         kind=kind,
         shared_keys=parts == 2 and rng.random() < 0.7,
-        examples="solved" if words // parts >= 40 and rng.random() < 0.5 else "none",
+        examples=words // parts >= 40 and rng.random() < 0.5,
         chunk_words=words // parts,
     )
     rounds = 1 if kind == "notes" or words > 48 else 2  # on the shortest, the second round can look back at the first

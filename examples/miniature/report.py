@@ -16,6 +16,7 @@ from typing import Any
 
 import arms
 from arms import ARMS, CONDITIONS, Condition
+from compare_rounds import folder_of, learning_rate
 from language import NOTE_WORDS
 from study import BUILD, HERE, NAME, REPOSITORY, Seed, scores, skills
 
@@ -29,6 +30,8 @@ MAIN = ("sft", "nll", "dpo", "longpo-no-s2l", "longpo-no-nll", "longpo")
 """Arms of the paper and its ablations; the others are options beyond it."""
 COMPARED = (("longpo", "nll"), ("longpo", "longpo-no-s2l"), ("longpo-no-nll", "dpo"), ("longpo", "sft"))
 """What the preference adds to the NLL, what the short reference adds with an NLL and without, and the simplest rival."""
+ROUNDS = {"base": ("base", 0), "first round, 4x": ("4x", 40), "second round, 8x": ("8x", 80), "8x at once": ("at-once", 60)}
+"""Rows of compare_rounds.py: the name of the model there, and iterations from the base on."""
 Measured = Mapping[str, Sequence[Mapping[str, float]]]
 """Scores by method, of each seed."""
 LONG, SHORT = f"{arms.CHUNKS}x", "1x"
@@ -70,13 +73,19 @@ def rows_of(condition: Condition, measured: Measured) -> list[dict[str, Any]]:
     for method, found in measured.items():
         row: dict[str, Any] = {"condition": condition.name, "method": method}
         for name in ("long", "short", "skills", "skills_begun", "2x", "4x", "reverse", "recall"):
-            values = [one[name] for one in found]
-            row[name] = round(statistics.mean(values), 1)
-            row[f"{name}_sd"] = round(statistics.stdev(values), 1) if len(values) > 1 else None
+            row |= spread_of(name, [one[name] for one in found])
         trained = method not in UNTRAINED
         row |= {"lr": rates[method] if trained else None, "seeds": len(found), "steps": arms.ITERATIONS if trained else 0}
         rows.append(row)
     return rows
+
+
+def spread_of(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Return mean and standard deviation as fields of a row."""
+    return {
+        name: round(statistics.mean(values), 1),
+        f"{name}_sd": round(statistics.stdev(values), 1) if len(values) > 1 else None,
+    }
 
 
 def labels(condition: Condition, seeds: Sequence[Seed]) -> dict[str, float]:
@@ -94,13 +103,14 @@ def labels(condition: Condition, seeds: Sequence[Seed]) -> dict[str, float]:
     return {side: round(100 * good / total, 1) for side, (good, total) in right.items()}
 
 
+def cell(row: Mapping[str, Any], name: str) -> str:
+    """Write a mean with its spread."""
+    spread = row[f"{name}_sd"]
+    return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
+
+
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Write rows as Markdown."""
-
-    def cell(row: dict[str, Any], name: str) -> str:
-        spread = row[f"{name}_sd"]
-        return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
-
     heads = (
         "method",
         "lr",
@@ -216,6 +226,35 @@ def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, A
     plt.close(figure)
 
 
+def rows_of_rounds(seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Make the rows of compare_rounds.py; none before all seeds have run."""
+    rows = []
+    for method, (model, iterations) in ROUNDS.items():
+        try:
+            found = [scores(folder_of(seed) / "evaluation", model) for seed in seeds]
+        except FileNotFoundError:
+            return []
+        by_name = {"long": LONG, "short": SHORT, "2x": "2x", "4x": "4x", "reverse": "reverse", "recall": "recall"}
+        row: dict[str, Any] = {"condition": "rounds", "method": method}
+        for name, group in by_name.items():
+            row |= spread_of(name, [one[group] for one in found])
+        row |= spread_of("skills", [skills(one) for one in found])
+        row |= {"lr": learning_rate(seeds[0]) if iterations else None, "seeds": len(seeds), "steps": iterations}
+        rows.append({**row, "long_by_seed": [one[LONG] for one in found]})
+    return rows
+
+
+def table_of_rounds(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Write the rows of rounds as Markdown."""
+    heads = ("model", "iterations", "long (8 chunks)", "the same, seed by seed", "4 chunks", "short (1 chunk)", "skills")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        seeds = ", ".join(f"{value:.1f}" for value in row["long_by_seed"])
+        cells = (row["method"], row["steps"], cell(row, "long"), seeds, cell(row, "4x"), cell(row, "short"), cell(row, "skills"))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
 def write_page(sections: Sequence[str]) -> None:
     """Put the tables between their marks."""
     text = PAGE.read_text(encoding="utf-8")
@@ -261,6 +300,10 @@ def main() -> None:
             f"![{condition.name}: scores, rewards and divergence against iterations](images/{image.name})",
             "",
         ]
+    compared = rows_of_rounds(arguments.seeds)
+    if compared:
+        rows += compared
+        sections += ["### `rounds`: two rounds, and one of as many tokens", "", *table_of_rounds(compared), ""]
     if not rows:
         raise UserError(f"{BUILD}: no condition is complete for seeds {arguments.seeds}; run {HERE}/study.py first")
     Path(HERE, "results.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")

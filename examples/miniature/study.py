@@ -50,7 +50,8 @@ def evaluate(name: str, models: dict[str, Path], questions: Path, output: Path, 
     """Make a task that asks models the questions of a condition."""
     named = [f"{model}={folder}" for model, folder in models.items()]
     asked = ("--questions", f"{NAME}={questions}", "--questions-metric", "exact", "--questions-max-new-tokens", 20)
-    return python(name, "tools/evaluate.py", "--model", *named, *asked, "--output", output, *flags)
+    together = ("--samples-per-group", 64, "--max-batch-tokens", 65536)
+    return python(name, "tools/evaluate.py", "--model", *named, *asked, *together, "--output", output, *flags)
 
 
 def told(condition: Condition) -> tuple[str, ...]:
@@ -111,7 +112,7 @@ class Seed:
                     *("--train-iters", grade.iterations, "--global-batch-size", 48, "--micro-batch-tokens", 4096),
                     *("--preference-weight", 0, "--nll-scope", grade.nll_scope, "--lr", grade.lr, "--min-lr", grade.min_lr),
                     *("--lr-warmup-iters", 50, "--adam-beta2", 0.98, "--seed", self.seed, "--log-interval", 50),
-                    *("--save", save, "--load", save, "--save-interval", arms.ERRING_INTERVAL),
+                    *("--save", save, "--load", save, "--save-interval", arms.ERRING_ITERATIONS[0]),
                 ),
             ]
             start = save
@@ -151,8 +152,8 @@ class Seed:
         flags = ("--output", self.questions(condition), "--seed", 1000 + self.seed, *sizes, *told(condition))
         return python(self.name(condition.name, "questions"), f"{HERE}/make_data.py", "questions", *flags)
 
-    def pairs(self, condition: Condition, rotary_base: float) -> list[Task]:
-        """Let the base model write its pairs, tokenise them, and note what the references say."""
+    def pairs(self, condition: Condition, chosen_arms: Sequence[Arm], rotary_base: float) -> list[Task]:
+        """Let the base model write its pairs, tokenise them, and note what the references of the arms say."""
         place, native, model = self.place(condition), self.native(condition), self.exported(condition)
         documents, written, prefix = place / "documents.jsonl", place / "pairs.jsonl", place / "pairs"
         size = ("--seed", self.seed, "--number", arms.NUM_DOCUMENTS, "--chunks", arms.CHUNKS)
@@ -166,9 +167,8 @@ class Seed:
         )
         reference = ("--reference-checkpoint", native, "--data-path", prefix, "--overwrite")
         long = ("--reference-context", "long", "--reference-rotary-base", rotary_base)
-        own = place / "pairs-own"
-        own_reference = ("--reference-checkpoint", native, "--data-path", own, "--overwrite")
-        return [
+        script = "tools/precompute_reference_logprobs.py"
+        chain = [
             python(
                 self.name(condition.name, "documents"),
                 f"{HERE}/make_data.py",
@@ -180,17 +180,19 @@ class Seed:
             ),
             python(self.name(condition.name, "pairs"), "tools/generate_preference_data.py", *generate),
             preprocess(self.name(condition.name, "dataset"), written, prefix, model),
-            python(self.name(condition.name, "short"), "tools/precompute_reference_logprobs.py", *reference),
-            python(self.name(condition.name, "long"), "tools/precompute_reference_logprobs.py", *reference, *long),
-            # A run that reads both contexts has one RoPE base for its reference: the model's own.
-            preprocess(self.name(condition.name, "dataset-own"), written, own, model),
-            python(self.name(condition.name, "short-own"), "tools/precompute_reference_logprobs.py", *own_reference),
-            python(
-                self.name(condition.name, "long-own"),
-                "tools/precompute_reference_logprobs.py",
-                *(*own_reference, "--reference-context", "long"),
-            ),
+            python(self.name(condition.name, "short"), script, *reference),
+            python(self.name(condition.name, "long"), script, *reference, *long),
         ]
+        if any(arm.reference == "both" for arm in chosen_arms):
+            # A run that reads both contexts has one RoPE base for its reference: the model's own.
+            own = place / "pairs-own"
+            own_reference = ("--reference-checkpoint", native, "--data-path", own, "--overwrite")
+            chain += [
+                preprocess(self.name(condition.name, "dataset-own"), written, own, model),
+                python(self.name(condition.name, "short-own"), script, *own_reference),
+                python(self.name(condition.name, "long-own"), script, *own_reference, "--reference-context", "long"),
+            ]
+        return chain
 
     def trained(self, condition: Condition, arm: Arm, rate: float) -> Path:
         """Where an arm's run lies."""
@@ -235,7 +237,7 @@ class Seed:
 def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
     """Make the base models, and choose each seed's erring checkpoint and raised RoPE base by the rules of `arms`."""
     pool.run("base models", [seed.school() for seed in seeds])
-    stops = [*range(arms.ERRING_INTERVAL, arms.ERRING_UNTIL + 1, arms.ERRING_INTERVAL), arms.SCHOOL[-1].iterations]
+    stops = [*arms.ERRING_ITERATIONS, arms.SCHOOL[-1].iterations]
     chains, chosen = [], {}
     for seed in seeds:
         asked = seed.folder / "choice.jsonl"
@@ -253,7 +255,7 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
     pool.run("base models: choice", chains)
     for seed in seeds:
         short = {stop: scores(seed.folder / "evaluation-stops", str(stop))["1x"] for stop in stops}
-        seed.erring = erring = next((stop for stop in stops if short[stop] >= arms.ERRING_FROM), stops[-1])
+        seed.erring = erring = min(arms.ERRING_ITERATIONS, key=lambda stop: abs(short[stop] - arms.ERRING_TARGET))
         raised = {base: scores(seed.folder / f"evaluation-rotary-{base:g}", "raised")["8x"] for base in arms.RAISED_ROTARY_BASES}
         fit = [base for base in arms.RAISED_ROTARY_BASES if raised[base] <= arms.MOST_AFTER_RAISING]
         chosen[seed.seed] = fit[0] if fit else min(raised, key=lambda base: raised[base])
@@ -283,7 +285,7 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
         everyone = [validation, *tested]
         pool.run(
             f"{condition.name}: pairs",
-            [[seed.write_questions(condition), *seed.pairs(condition, rotary[seed.seed])] for seed in everyone],
+            [[seed.write_questions(condition), *seed.pairs(condition, chosen_arms, rotary[seed.seed])] for seed in everyone],
         )
         base = rotary[validation.seed]
         sweep = [(arm, rate) for arm in chosen_arms for rate in arms.LEARNING_RATES]
@@ -300,7 +302,7 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
         )
         pool.run(
             f"{condition.name}: evaluation",
-            [seed.evaluate(condition, chosen_arms, rates, rotary[seed.seed]) for seed in tested],
+            [[task] for seed in tested for task in seed.evaluate(condition, chosen_arms, rates, rotary[seed.seed])],
         )
 
 

@@ -25,10 +25,12 @@ class Task:
     Attributes:
         name: unique; also of its log and its stamp.
         command: ``python`` and ``torchrun`` are those of this environment.
+        always: run it again though it was done: it knows by itself what is left to do.
     """
 
     name: str
     command: tuple[str, ...]
+    always: bool = False
 
 
 class Pool:
@@ -66,7 +68,7 @@ class Pool:
                 return
             key = hashlib.sha256("\0".join([key, *task.command]).encode()).hexdigest()
             stamp = self.folder / "stamps" / f"{task.name}.json"
-            if not (stamp.exists() and json.loads(stamp.read_text())["key"] == key):
+            if task.always or not (stamp.exists() and json.loads(stamp.read_text())["key"] == key):
                 seconds = self._run_task(task)
                 stamp.parent.mkdir(parents=True, exist_ok=True)
                 partial = stamp.with_suffix(".partial")

@@ -3,19 +3,22 @@
 import importlib.util
 import json
 import random
+import runpy
 import sys
 from types import ModuleType
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_longpo.evolution.config import read_config
 from megatron_longpo.utils.errors import UserError
 from tests.e2e.test_examples import assert_flags_are_taken
 from tests.support.recorded_commands import ROOT, read_command
 
 MINIATURE = ROOT / "examples" / "miniature"
-NAMES = ("language", "make_model", "make_data", "arms", "tasks", "study", "report")
+NAMES = ("language", "make_model", "make_data", "arms", "tasks", "study", "compare_rounds", "report")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,17 @@ def test_lessons_are_right_and_their_two_sides_differ_in_the_last_answer_alone(p
             if kind in ("Q", "N"):
                 assert f" {' '.join(asked)} {turn['chosen']} " in told
             elif kind == "REV":
-                assert turn["chosen"].split() == asked[::-1]
+                assert [*turn["chosen"].split()[::-1], "?"] == asked
+
+
+def test_no_document_has_the_mark_that_ends_a_chats_question_about_a_skill(parts):
+    language = parts["language"]
+    text = language.make_document(random.Random(3), 4).text
+    for question in (language.ask_to_reverse(random.Random(0)), language.ask_about("e7")):
+        assert question.text.endswith(language.WHAT)
+        assert question.text.split()[0] in text.split()
+    assert language.WHAT not in text.split()
+    assert text.split().count(language.IS) == 2 * 4
 
 
 def test_questions_come_from_as_many_chunks_as_there_are(parts):
@@ -104,7 +117,7 @@ def test_questions_come_from_as_many_chunks_as_there_are(parts):
 def test_every_command_of_the_study_takes_its_flags(parts):
     study, arms = parts["study"], parts["arms"]
     seed, notes = study.Seed(0), arms.CONDITIONS[3]
-    kinds = {task.name: task for task in (*seed.school(), *seed.pairs(notes, 1e5), seed.write_questions(notes))}
+    kinds = {task.name: task for task in (*seed.school(), *seed.pairs(notes, arms.ARMS, 1e5), seed.write_questions(notes))}
     once = {tuple(task.command[:2]): task for task in kinds.values() if not task.command[1].startswith(study.HERE)}
     trained = [seed.train(notes, arm, 1e-4, 1e5) for arm in arms.ARMS]
     asked = study.evaluate(
@@ -121,7 +134,7 @@ def test_the_scripts_of_the_example_take_the_flags_that_the_study_gives_them(par
     monkeypatch.setattr(arms, "NUM_DOCUMENTS", 3)
     monkeypatch.setattr(arms, "QUESTIONS", 4)
     seed, scopes = study.Seed(0), arms.CONDITIONS[2]
-    wanted = [*seed.school(), seed.write_questions(scopes), *seed.pairs(scopes, 1e5)]
+    wanted = [*seed.school(), seed.write_questions(scopes), *seed.pairs(scopes, arms.ARMS, 1e5)]
     own = [task for task in wanted if task.command[1].startswith(study.HERE) and "lessons" not in task.name]
     assert len(own) == 3
     parts["tasks"].Pool(tmp_path, 1).run("test", [own])
@@ -179,3 +192,39 @@ def test_rows_are_means_and_spreads_over_seeds(parts, tmp_path, monkeypatch):
     assert found["skills_begun"] == 75.0  # half of the reversals begin right, all recollections do
     assert (rows["raised"]["long"], rows["raised"]["lr"], rows["raised"]["steps"]) == (10.0, None, 0)
     assert "| `longpo` | 0.0003 | 70.0 ± 10.0 |" in "\n".join(report.table(list(rows.values())))
+
+
+def test_two_rounds_and_one_at_once_start_from_the_same_base_and_read_as_many_tokens(parts, tmp_path, monkeypatch):
+    compare, arms = parts["compare_rounds"], parts["arms"]
+    monkeypatch.setattr(compare, "BUILD", tmp_path)
+    monkeypatch.chdir(ROOT)
+    path = compare.write_plan(3, 1e-3)
+    assert compare.learning_rate(3) == 1e-3
+    rounds = {one["name"]: one for one in yaml.safe_load(path.read_text())["rounds"]}
+    tokens = {name: one["train"]["train-iters"] * one["seq-length"] for name, one in rounds.items()}
+    assert tokens["at-once"] == tokens["4x"] + tokens["8x"]
+    plan_of = runpy.run_path(str(ROOT / "tools" / "self_evolve.py"))["plan_of"]
+    commands = {stage.name: " ".join(stage.command) for stage in plan_of(read_config(path)).stages}
+    assert "--seed 3" in commands["model"]
+    assert "--seed 83" in commands["8x/documents"]
+    bases = [commands[f"{name}/train"].split("--pretrained-checkpoint ")[1].split()[0] for name in ("4x", "at-once", "8x")]
+    assert bases[0] == bases[1] != bases[2]
+    assert "SEED" not in path.read_text() and "RATE" not in path.read_text()
+    assert [one["seq-length"] for one in rounds.values()] == [512, arms.SEQ_LENGTH, arms.SEQ_LENGTH]
+
+
+def test_rows_of_rounds_stand_only_when_all_seeds_have_run(parts, tmp_path, monkeypatch):
+    compare, report = parts["compare_rounds"], parts["report"]
+    monkeypatch.setattr(compare, "BUILD", tmp_path)
+    monkeypatch.chdir(ROOT)
+    same = {"1x": 99.0, "2x": 98.0, "4x": 90.0, "reverse": 50.0, "recall": 100.0}
+    for seed, long in ((0, 40.0), (1, 60.0)):
+        assert report.rows_of_rounds([0, 1]) == []
+        compare.write_plan(seed, 1e-3)
+        for model, _ in report.ROUNDS.values():
+            write_results(compare.folder_of(seed) / "evaluation", model, **same, **{"8x": long if model == "8x" else 2.0})
+    rows = {row["method"]: row for row in report.rows_of_rounds([0, 1])}
+    second = rows["second round, 8x"]
+    assert (second["long"], second["long_by_seed"], second["skills"], second["lr"]) == (50.0, [40.0, 60.0], 75.0, 1e-3)
+    assert (rows["base"]["long"], rows["base"]["lr"], rows["8x at once"]["steps"]) == (2.0, None, 60)
+    assert "| second round, 8x | 80 | 50.0 ± 14.1 | 40.0, 60.0 |" in "\n".join(report.table_of_rounds(list(rows.values())))
