@@ -49,13 +49,13 @@ class _Gradients:
         self.hidden = hidden
         self.weight = torch.zeros_like(weight, dtype=dtype) if of_weight else None
 
-    def add(self, rows: Tensor | slice, states: Tensor, words: Tensor, d_logits: Tensor) -> None:
-        """Add what a chunk's logits give."""
-        d_logits = d_logits.to(states.dtype)
-        self.hidden[rows] = d_logits @ words
+    def add(self, rows: Tensor | slice, states: Tensor, words: Tensor, d_logits: Tensor, scale: Tensor) -> None:
+        """Add what a chunk's logits give: ``d_logits`` times each row's ``scale``, which costs less on ``[h]`` than on ``[v]``."""
+        d_logits, scale = d_logits.to(states.dtype), scale.to(torch.promote_types(states.dtype, torch.float32))[:, None]
+        self.hidden[rows] = (d_logits @ words).mul_(scale)
         if self.weight is None:
             return
-        held = self.weight[: words.size(0)]
+        states, held = (states * scale).to(states.dtype), self.weight[: words.size(0)]
         if held.dtype == states.dtype:
             held.addmm_(d_logits.t(), states)
         else:
@@ -84,8 +84,8 @@ class _LinearLogProbs(torch.autograd.Function):
                 for rows in _chunks(at_once, chunk_size):
                     states = hidden[rows]
                     logits = (states @ words.t()).to(dtype)
-                    log_probs[rows], d_logits = _weighted(logits, labels[rows], known[rows], shard)
-                    ctx.gradients.add(rows, states, words, d_logits)
+                    log_probs[rows], d_logits, total = _probabilities(logits, labels[rows], shard)
+                    ctx.gradients.add(rows, states, words, d_logits, -known[rows] / total)
                     del logits, d_logits  # or they would stand beside the next chunk's
                 ctx.at_once, kept = at_once, (~at_once).nonzero().squeeze(1)
         states, labels = hidden[kept], labels[kept]
@@ -112,11 +112,11 @@ class _LinearLogProbs(torch.autograd.Function):
         grad, kept = grad[ctx.kept], ctx.kept
         # a row without weight in the loss costs nothing
         for rows in _chunks((labels != IGNORE_INDEX) & (grad != 0), ctx.chunk_size) if shard.size else ():
-            part, scale = states[rows], grad[rows].to(lse.dtype)
-            d_logits = (part @ words.t()).to(lse.dtype).sub_(lse[rows, None]).exp_().mul_(-scale[:, None])
+            part = states[rows]
+            d_logits = (part @ words.t()).to(lse.dtype).sub_(lse[rows, None]).exp_()
             column, held = local_column(labels[rows], shard)
-            d_logits.scatter_add_(1, column[:, None], (scale * held)[:, None])
-            gradients.add(rows if isinstance(kept, slice) else kept[rows], part, words, d_logits)
+            d_logits.scatter_add_(1, column[:, None], -held.to(lse.dtype)[:, None])
+            gradients.add(rows if isinstance(kept, slice) else kept[rows], part, words, d_logits, -grad[rows])
             del d_logits
         return gradients.hidden, None if gradients.weight is None else gradients.weight.to(weight.dtype), None, None, None, None
 
@@ -135,22 +135,24 @@ def _normalisers(
     return _merge_shards(lse, target, labels, shard)
 
 
-def _weighted(logits: Tensor, labels: Tensor, weights: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
-    """Log-probs of a chunk, and the gradient of their weighted sum; ``logits`` is overwritten. One pass of exponentials."""
+def _probabilities(logits: Tensor, labels: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of a chunk, and their gradients in ``logits``, which is overwritten. One pass of exponentials.
+
+    Returns:
+        The log-probs, and what divided by the negative of the third, ``[s]``, is each row's gradient.
+    """
     column, held = local_column(labels, shard)
-    weights = weights.to(logits.dtype)
     if shard.size:
         top, target = logits.amax(-1), logits.gather(1, column[:, None]).squeeze(1) * held
     else:
         top, target = logits.new_full(labels.shape, -torch.inf), logits.new_zeros(labels.shape)
     if shard.group is not None:
         top = reduce_max(top, shard.group)
-    probabilities = logits.sub_(top[:, None]).exp_()
-    total, target = _reduced(probabilities.sum(-1), target, shard)
-    d_logits = probabilities.mul_((-weights / total)[:, None])
+    d_logits = logits.sub_(top[:, None]).exp_()
+    total, target = _reduced(d_logits.sum(-1), target, shard)
     if shard.size:
-        d_logits.scatter_add_(1, column[:, None], (weights * held)[:, None])
-    return target - top - total.log(), d_logits
+        d_logits.scatter_add_(1, column[:, None], (-total * held)[:, None])
+    return target - top - total.log(), d_logits, total
 
 
 def _common_factor(grad: Tensor, known: Tensor) -> Tensor:
