@@ -1,6 +1,7 @@
 """Two context-parallel ranks of one thread against one process of two threads, for every kind of exchange.
 
-CPU time of all ranks is compared: what the exchange itself costs. The ranks' own times tell the balance of the plan.
+CPU time of all ranks is compared: what the exchange itself costs. The ranks' own times tell the balance of the plan. The kinds
+take turns in the same two processes, so that a slow minute of the machine meets all of them.
 """
 
 from __future__ import annotations
@@ -30,37 +31,41 @@ def kinds() -> list[str]:
     return [kind for kind in field.metadata["choices"] if kind != "auto"]
 
 
-def rank_step(problem: dict[str, Any], models: str, parallel: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Samples of one rank."""
+def rank_steps(problem: dict[str, Any], models: str, layouts: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """Samples and answer of one rank, by layout."""
     import torch.distributed as dist
+    from megatron.core import parallel_state
 
     from benchmarks.ours import OurStep
 
     wanted = Problem.of(problem)
     _, native = make_models(wanted.model, Path(models))
-    step = OurStep.of(wanted, native, parallel=ParallelConfig(**parallel))
-    samples: list[dict[str, float]] = []
-    answer: dict[str, float] = {}
+    steps = {}
+    for name, layout in layouts.items():
+        parallel_state.destroy_model_parallel()  # Megatron's own record of groups, which has room for one layout
+        steps[name] = OurStep.of(wanted, native, parallel=ParallelConfig(**layout))
+    found: dict[str, Any] = {name: {"samples": []} for name in layouts}
     for _ in range(rounds):
-        dist.barrier()
-        answer, spent = timed(step)
-        samples.append(spent)
-    return {"samples": samples, **answer}
+        for name, step in steps.items():
+            dist.barrier()
+            answer, spent = timed(step)
+            found[name] |= {"samples": [*found[name]["samples"], spent], **answer}
+    return found
 
 
-def _measure(bench: Bench, scale: Scale, name: str, kind: str | None) -> list[Any]:
+def _measure(bench: Bench, scale: Scale, name: str, layouts: dict[str, dict[str, Any]], *, ranks: int) -> dict[str, list[Any]]:
+    """What each rank found, by layout."""
     prompt, rounds = scale.context
-    parallel = {} if kind is None else {"context_parallel_size": RANKS, "cp_comm_type": kind}
     arguments = {
-        "problem": dataclasses.asdict(problem_of(scale, prompt)), "models": str(bench.models), "parallel": parallel,
+        "problem": dataclasses.asdict(problem_of(scale, prompt)), "models": str(bench.models), "layouts": layouts,
         "rounds": rounds,
     }  # fmt: skip
-    ranks, threads = (1, RANKS) if kind is None else (RANKS, 1)
     job = Job(
-        name=f"context-{name}-{prompt}", function="benchmarks.context_parallel:rank_step", arguments=arguments, ranks=ranks,
-        threads=threads, environment=reuse_freed_memory(),
+        name=f"context-{name}-{prompt}", function="benchmarks.context_parallel:rank_steps", arguments=arguments, ranks=ranks,
+        threads=RANKS // ranks, environment=reuse_freed_memory(),
     )  # fmt: skip
-    return bench.run(job)
+    found = bench.run(job)
+    return {layout: [rank[layout] for rank in found] for layout in layouts}
 
 
 def _totals(ranks: list[Any], quantity: str) -> list[float]:
@@ -87,11 +92,12 @@ def _rows(kind: str, shape: str, ranks: list[Any], alone: list[Any]) -> list[Res
 def contest(bench: Bench, scale: Scale) -> list[Result]:
     """All kinds, between two measurements of the one process."""
     prepare_model(bench, scale.model)
-    before = _measure(bench, scale, "alone-before", None)
-    measured = {kind: _measure(bench, scale, kind, kind) for kind in kinds()}
-    after = _measure(bench, scale, "alone-after", None)
-    check_same({"one process": before[0], **{kind: ranks[0] for kind, ranks in measured.items()}})
-    alone = [{"samples": before[0]["samples"] + after[0]["samples"]}]
+    layouts = {kind: {"context_parallel_size": RANKS, "cp_comm_type": kind} for kind in kinds()}
+    (before,) = _measure(bench, scale, "alone-before", {"alone": {}}, ranks=1)["alone"]
+    measured = _measure(bench, scale, "exchanges", layouts, ranks=RANKS)
+    (after,) = _measure(bench, scale, "alone-after", {"alone": {}}, ranks=1)["alone"]
+    check_same({"one process": before, **{kind: ranks[0] for kind, ranks in measured.items()}})
+    alone = [{"samples": before["samples"] + after["samples"]}]
     shape = shape_of(scale.context[0])
     return [row for kind, ranks in measured.items() for row in _rows(kind, shape, ranks, alone)]
 

@@ -59,7 +59,7 @@ SCHOOL = (
 """Looking up emerges on short documents; then they grow, and their text is learned too."""
 ERRING_ITERATIONS = (10, 20, 30, 40, 50)
 ERRING_TARGET = 85.0
-"""The model that errs is the one of these checkpoints of the last grade whose share of right answers on one chunk is nearest to this."""
+"""The model that errs is the checkpoint, of these of the last grade, that answers nearest to this share of short questions."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ class _Gradients:
         self.weight = torch.zeros_like(weight, dtype=dtype) if of_weight else None
 
     def add(self, rows: Tensor | slice, states: Tensor, words: Tensor, d_logits: Tensor, scale: Tensor) -> None:
-        """Add what a chunk's logits give: ``d_logits`` times each row's ``scale``, which costs less on ``[h]`` than on ``[v]``."""
+        """Add a chunk's: ``d_logits`` times each row's ``scale``, which costs less on ``[h]`` than on ``[v]``."""
         d_logits, scale = d_logits.to(states.dtype), scale.to(torch.promote_types(states.dtype, torch.float32))[:, None]
         self.hidden[rows] = (d_logits @ words).mul_(scale)
         if self.weight is None:
