@@ -10,7 +10,8 @@ from language import Kind
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 """The same for every arm; each arm's is chosen on the validation seed."""
 VALIDATION_SEED = 100
-SEEDS = (0, 1, 2)
+SEEDS = (0, 2, 3)
+"""Seed 1 is passed over: its base answers 34% of the questions on one chunk, and 90% are asked for."""
 
 CHUNKS = 8
 """Length of the documents of a round, in chunks."""
