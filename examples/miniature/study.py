@@ -1,7 +1,7 @@
 """The study in miniature: one base model a seed, four conditions, every arm, learning rates chosen on a seed of their own.
 
   python examples/miniature/study.py                                    # one seed, condition `right`
-  python examples/miniature/study.py --conditions right scopes --seeds 0 1 2
+  python examples/miniature/study.py --conditions right scopes --seeds 0 2 3
   python examples/miniature/study.py --full                             # three seeds, all conditions
 
 It runs the product's own commands, two at a time with a thread each; docs/miniature.md tells how long they take. Everything lies
