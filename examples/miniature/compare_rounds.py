@@ -1,6 +1,6 @@
 """Two rounds against one at the longer length with as many tokens, for several seeds, by tools/self_evolve.py.
 
-  python examples/miniature/compare_rounds.py --seeds 0 1 2 --lr 1e-3
+  python examples/miniature/compare_rounds.py --lr 1e-3
 
 The bases are those of study.py. A second run goes on where the first one stopped; report.py puts the results on the page.
 """
