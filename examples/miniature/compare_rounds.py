@@ -1,8 +1,9 @@
 """Two rounds against one at the longer length with as many tokens, for several seeds, by tools/self_evolve.py.
 
-  python examples/miniature/compare_rounds.py --lr 1e-3
+  python examples/miniature/compare_rounds.py --lr 3e-4
 
-The bases are those of study.py. A second run goes on where the first one stopped; report.py puts the results on the page.
+The two rounds are those of rounds.yaml; the bases are those of study.py. A second run goes on where the first one stopped; report.py
+puts the results on the page.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import arms
 import yaml
 from study import BUILD, HERE, REPOSITORY, python
 from tasks import Pool
 
+from megatron_longpo.evolution.yaml_file import read_yaml
 from megatron_longpo.utils.errors import run_command
+
+ROUNDS = Path(HERE, "rounds.yaml")
+AT_ONCE = 480
+"""Documents of the one round: at 8 chunks each they have the tokens of 320 documents of 4 chunks and 320 of 8."""
 
 
 def folder_of(seed: int) -> Path:
@@ -25,19 +32,43 @@ def folder_of(seed: int) -> Path:
     return BUILD / "rounds" / f"seed{seed}"
 
 
+def make_plan(seed: int, lr: float) -> dict[str, Any]:
+    """Make a seed's plan: the rounds of rounds.yaml without their rule to stop, and the one at once."""
+    plan = read_yaml(ROUNDS)
+    plan["model"]["command"] = plan["model"]["command"].replace("--seed 0", f"--seed {seed}")
+    plan["defaults"]["train"] |= {"lr": f"{lr:g}", "seed": str(seed)}
+    del plan["stop"]
+    first, second = plan["rounds"]
+    iterations = int(plan["defaults"]["train"]["train-iters"])
+    at_once = {
+        **second,
+        "name": "at-once",
+        **dict.fromkeys(("generator", "start", "reference"), "base"),
+        "generate": first["generate"],
+        "train": {"train-iters": str(iterations * AT_ONCE // arms.NUM_DOCUMENTS)},
+    }
+    plan["rounds"].append(at_once)
+    sizes = ((4, arms.NUM_DOCUMENTS), (8, arms.NUM_DOCUMENTS), (8, AT_ONCE))
+    for place, (round_, (chunks, number)) in enumerate(zip(plan["rounds"], sizes, strict=True)):
+        output = f"{plan['output']}/documents-{round_['name']}.jsonl"
+        drawn = 10_000 * (place + 1) + seed
+        command = f"python {HERE}/make_data.py documents --seed {drawn} --number {number} --chunks {chunks} --output {output}"
+        round_["documents"] = {**round_["documents"], "output": output, "command": command}
+    return plan
+
+
 def write_plan(seed: int, lr: float) -> Path:
     """Write the file of a seed's rounds."""
     path = folder_of(seed).with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    template = Path(HERE, "compare_rounds.yaml.in").read_text(encoding="utf-8")
-    path.write_text(template.replace("SEED", str(seed)).replace("RATE", f"{lr:g}"), encoding="utf-8")
+    text = yaml.safe_dump(make_plan(seed, lr), sort_keys=False)
+    path.write_text(text.replace(read_yaml(ROUNDS)["output"], str(folder_of(seed))), encoding="utf-8")
     return path
 
 
 def learning_rate(seed: int) -> float:
     """Read the learning rate of a seed's rounds from its file."""
-    plan = yaml.safe_load(folder_of(seed).with_suffix(".yaml").read_text(encoding="utf-8"))
-    return float(plan["defaults"]["train"]["lr"])
+    return float(read_yaml(folder_of(seed).with_suffix(".yaml"))["defaults"]["train"]["lr"])
 
 
 def main() -> None:

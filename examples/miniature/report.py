@@ -10,15 +10,17 @@ import contextlib
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import arms
-from arms import ARMS, CONDITIONS, Condition
+from arms import ARMS, CONDITIONS, Arm, Condition
 from compare_rounds import folder_of, learning_rate
-from language import NOTE_WORDS
-from study import BUILD, HERE, NAME, REPOSITORY, Seed, scores, skills
+from language import ASK_NOTE, NOTE_WORDS, SCOPES
+from study import BUILD, HERE, NAME, REPOSITORY, Seed, choose_rates, read_sweep, scores, skills
 
 from megatron_longpo.utils.errors import UserError, run_command
 
@@ -34,7 +36,13 @@ ROUNDS = {"base": ("base", 0), "first round, 4x": ("4x", 40), "second round, 8x"
 """Rows of compare_rounds.py: the name of the model there, and iterations from the base on."""
 Measured = Mapping[str, Sequence[Mapping[str, float]]]
 """Scores by method, of each seed."""
-LONG, SHORT = f"{arms.CHUNKS}x", "1x"
+SHORT = "1x"
+LENGTHS = tuple(f"{chunks}x" for chunks in arms.EVALUATED_CHUNKS)
+
+
+def long_of(condition: Condition) -> str:
+    """Return the group of questions about documents as long as those that are learned from."""
+    return f"{condition.chunks}x"
 
 
 def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
@@ -42,7 +50,7 @@ def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
     folder = "evaluation-raised" if method == "raised" else "evaluation"
     found = scores(seed.place(condition) / folder, method)
     begun = begun_right(seed.place(condition) / folder / method / "samples.jsonl")
-    return {"long": found[LONG], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun), **found}
+    return {"long": found[long_of(condition)], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun), **found}
 
 
 def begun_right(samples: Path) -> dict[str, float]:
@@ -55,24 +63,21 @@ def begun_right(samples: Path) -> dict[str, float]:
     return {group: 100 * statistics.mean(found) for group, found in counts.items()}
 
 
-def measure_all(condition: Condition, seeds: Sequence[Seed]) -> dict[str, list[dict[str, float]]]:
+def measure_all(condition: Condition, seeds: Sequence[Seed], trained: Iterable[str]) -> dict[str, list[dict[str, float]]]:
     """Read the scores of every method that all seeds have, seed by seed."""
     measured = {}
-    for method in (*UNTRAINED, *(arm.name for arm in ARMS)):
+    for method in (*UNTRAINED, *trained):
         with contextlib.suppress(FileNotFoundError):
             measured[method] = [measure(seed, condition, method) for seed in seeds]
     return measured
 
 
-def rows_of(condition: Condition, measured: Measured) -> list[dict[str, Any]]:
-    """Make the rows of a condition; none if its learning rates are not chosen yet."""
-    rates_file = Seed(arms.VALIDATION_SEED).place(condition) / "rates.json"
-    if not rates_file.exists():
-        return []
-    rates, rows = json.loads(rates_file.read_text()), []
+def rows_of(condition: Condition, measured: Measured, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Make the rows of a condition."""
+    rows = []
     for method, found in measured.items():
         row: dict[str, Any] = {"condition": condition.name, "method": method}
-        for name in ("long", "short", "skills", "skills_begun", "2x", "4x", "reverse", "recall"):
+        for name in ("long", "short", "skills", "skills_begun", *LENGTHS, "reverse", "recall"):
             row |= spread_of(name, [one[name] for one in found])
         trained = method not in UNTRAINED
         row |= {"lr": rates[method] if trained else None, "seeds": len(found), "steps": arms.ITERATIONS if trained else 0}
@@ -88,19 +93,37 @@ def spread_of(name: str, values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def labels(condition: Condition, seeds: Sequence[Seed]) -> dict[str, float]:
-    """Count how many of the pairs' answers are right, in percent: nothing that training knows."""
-    right = {"chosen": [0, 0], "rejected": [0, 0]}
+def labels(condition: Condition, seeds: Sequence[Seed]) -> str:
+    """Say how many of the pairs' answers are right, and what the wrong ones are: nothing that training knows."""
+    counts = {side: Counter[str]() for side in ("chosen", "rejected")}
     for seed in seeds:
         for line in (seed.place(condition) / "pairs.jsonl").read_text().splitlines():
-            for turn in json.loads(line)["turns"]:
-                _, scope, key = turn["instruction"].split()
-                told = f" {turn['short_context']} ".partition(f" {scope} {key} ")[2].split()
-                length = NOTE_WORDS if condition.kind == "notes" else 2
-                for side, counts in right.items():
-                    counts[0] += turn[side].split() == told[:length]
-                    counts[1] += 1
-    return {side: round(100 * good / total, 1) for side, (good, total) in right.items()}
+            record = json.loads(line)
+            for turn in record["turns"]:
+                for side, found in counts.items():
+                    found[kind_of(turn[side], turn["instruction"], record["long_context"])] += 1
+    parts = []
+    for side, found in counts.items():
+        wrong = found["other scope"] + found["wrong"]
+        part = f"{side} {100 * found['right'] / found.total():.1f}%"
+        if condition.shared_keys and wrong:
+            part += f" (of the wrong ones {100 * found['other scope'] / wrong:.0f}% are what another scope says of the key)"
+        parts.append(part)
+    return f"Answers in the pairs that are right: {', '.join(parts)}."
+
+
+def kind_of(answer: str, question: str, document: str) -> str:
+    """Tell whether an answer is right, is what another scope of the document says of the key, or is wrong in another way."""
+    kind, scope, key = question.split()
+    words, length = document.split(), NOTE_WORDS if kind == ASK_NOTE else 2
+    told = {
+        before: words[place + 2 : place + 2 + length]
+        for place, (before, word) in enumerate(pairwise(words))
+        if before in SCOPES and word == key
+    }
+    if answer.split() == told[scope]:
+        return "right"
+    return "other scope" if answer.split() in told.values() else "wrong"
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
@@ -109,23 +132,16 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+def table(condition: Condition, rows: Sequence[dict[str, Any]]) -> list[str]:
     """Write rows as Markdown."""
-    heads = (
-        "method",
-        "lr",
-        "long (8 chunks)",
-        "4 chunks",
-        "short (1 chunk)",
-        "skills",
-        "reverse",
-        "recall",
-        "skills, begun right",
-    )
+    other = next(chunks for chunks in (4, 8) if chunks != condition.chunks)
+    lengths = (f"long ({condition.chunks} chunks)", f"{other} chunks", "short (1 chunk)")
+    heads = ("method", "lr", *lengths, "skills", "reverse", "recall", "skills, begun right")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    names = ("long", f"{other}x", "short", "skills", "reverse", "recall", "skills_begun")
     for row in rows:
         rate = "" if row["lr"] is None else f"{row['lr']:g}"
-        cells = (cell(row, name) for name in ("long", "4x", "short", "skills", "reverse", "recall", "skills_begun"))
+        cells = (cell(row, name) for name in names)
         lines.append(f"| `{row['method']}` | {rate} | {' | '.join(cells)} |")
     return lines
 
@@ -147,27 +163,56 @@ def curves(seeds: Sequence[Seed], condition: Condition, method: str, rate: float
     return sorted(found), [statistics.mean(found[iteration]) for iteration in sorted(found)]
 
 
-def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str, Any]]) -> tuple[float, dict[str, float]]:
+def matched(
+    seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str, Any]]
+) -> tuple[float, dict[str, float | None]]:
     """Compare skills where arms are equally good at long documents, in training, on the way up.
 
     Returns:
-        The long accuracy: nine tenths of the highest point of the arm that gets least far; and each arm's skills where it first
-        has it, between two evaluations by interpolation.
+        The long accuracy: nine tenths of the lowest peak, of the arms that get at least half as far above the untrained model as the
+        best; and each arm's skills where it first has it, between two evaluations by interpolation; None if it never does.
     """
     found = {}
     for row in rows:
         if row["method"] not in UNTRAINED:
-            names = (f"eval/{NAME}/{LONG}", "skills")
+            names = (f"eval/{NAME}/{long_of(condition)}", "skills")
             long, skill = (curves(seeds, condition, row["method"], row["lr"], name)[1] for name in names)
             found[row["method"]] = ([raised_of(rows, "long"), *long], [raised_of(rows, "skills"), *skill])
-    level = 0.9 * min(max(long) for long, _ in found.values())
-    values = {}
+    start = raised_of(rows, "long")
+    best = max(max(long) for long, _ in found.values())
+    level = 0.9 * min(max(long) for long, _ in found.values() if max(long) - start >= (best - start) / 2)
+    values: dict[str, float | None] = {}
     for method, (long, skill) in found.items():
-        place = next(number for number, value in enumerate(long) if value >= level)
+        place = next((number for number, value in enumerate(long) if value >= level), None)
+        if place is None:
+            values[method] = None
+            continue
         share = (level - long[place - 1]) / (long[place] - long[place - 1]) if place else 1.0
         before = skill[place - 1] if place else skill[0]
         values[method] = 100 * (before + share * (skill[place] - before))
     return 100 * level, values
+
+
+def has_sweep(arm: Arm) -> bool:
+    """Tell whether an arm has run at every learning rate."""
+    validation = Seed(arms.VALIDATION_SEED)
+    return all((validation.trained(CONDITIONS[0], arm, rate) / "metrics.jsonl").exists() for rate in arms.LEARNING_RATES)
+
+
+def table_of_sweep(rates: Mapping[str, float]) -> list[str]:
+    """Write what the validation seed's runs ended with, the chosen rate in bold."""
+    base = scores(Seed(arms.VALIDATION_SEED).place(CONDITIONS[0]) / "evaluation", "base")
+    heads = ["method", *(f"{rate:g}" for rate in arms.LEARNING_RATES)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for arm in ARMS:
+        if arm.name in rates:
+            cells = []
+            for rate, found in read_sweep(arm).items():
+                text = " / ".join(f"{value:.1f}" for value in (found[long_of(CONDITIONS[0])], found[SHORT], skills(found)))
+                cells.append(f"**{text}**" if rate == rates[arm.name] else text)
+            lines.append(f"| `{arm.name}` | {' | '.join(cells)} |")
+    untrained = " / ".join(f"{value:.1f}" for value in (base[long_of(CONDITIONS[0])], base[SHORT], skills(base)))
+    return [f"Long / short / skills by learning rate, seed {arms.VALIDATION_SEED}; `base` has {untrained}:", "", *lines]
 
 
 def differences(measured: Measured) -> str:
@@ -192,9 +237,10 @@ def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, A
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    on_long, on_short = (f"eval/{NAME}/{group}" for group in (long_of(condition), SHORT))
     panels = {
-        f"eval/{NAME}/{LONG}": "long: right at 8 chunks (%)",
-        f"eval/{NAME}/{SHORT}": "short: right at 1 chunk (%)",
+        on_long: f"long: right at {condition.chunks} chunks (%)",
+        on_short: "short: right at 1 chunk (%)",
         "skills": "skills (%)",
         "rewards/chosen": "reward of chosen",
         "rewards/rejected": "reward of rejected",
@@ -208,7 +254,7 @@ def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, A
             if method in by_name:
                 steps, values = curves(seeds, condition, method, by_name[method]["lr"], name)
                 if percent and steps:
-                    start = {"skills": "skills", f"eval/{NAME}/{LONG}": "long", f"eval/{NAME}/{SHORT}": "short"}[name]
+                    start = {"skills": "skills", on_long: "long", on_short: "short"}[name]
                     steps, values = [0, *steps], [by_name["raised"][start], *(100 * value for value in values)]
                 if steps:
                     style = {"linewidth": 2.6 if method == "longpo" else 1.4, "color": f"C{place}"}
@@ -228,19 +274,19 @@ def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, A
 
 def rows_of_rounds(seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Make the rows of compare_rounds.py; none before all seeds have run."""
-    rows = []
+    rows, longest = [], LENGTHS[-1]
     for method, (model, iterations) in ROUNDS.items():
         try:
             found = [scores(folder_of(seed) / "evaluation", model) for seed in seeds]
         except FileNotFoundError:
             return []
-        by_name = {"long": LONG, "short": SHORT, "2x": "2x", "4x": "4x", "reverse": "reverse", "recall": "recall"}
+        by_name = {"long": longest, "short": SHORT, **{group: group for group in (*LENGTHS, "reverse", "recall")}}
         row: dict[str, Any] = {"condition": "rounds", "method": method}
         for name, group in by_name.items():
             row |= spread_of(name, [one[group] for one in found])
         row |= spread_of("skills", [skills(one) for one in found])
         row |= {"lr": learning_rate(seeds[0]) if iterations else None, "seeds": len(seeds), "steps": iterations}
-        rows.append({**row, "long_by_seed": [one[LONG] for one in found]})
+        rows.append({**row, "long_by_seed": [one[longest] for one in found]})
     return rows
 
 
@@ -275,27 +321,30 @@ def main() -> None:
     seeds = [Seed(seed) for seed in arguments.seeds]
     rows: list[dict[str, Any]] = []
     sections: list[str] = []
+    swept = [arm for arm in ARMS if has_sweep(arm)]
+    rates = choose_rates(swept) if swept else {}
+    if swept:
+        sections += ["### Learning rates", "", *table_of_sweep(rates), ""]
     for condition in CONDITIONS:
-        measured = measure_all(condition, seeds)
-        found = rows_of(condition, measured)
+        measured = measure_all(condition, seeds, rates)
+        found = rows_of(condition, measured, rates)
         if not found:
             continue
         rows += found
         image = IMAGES / f"miniature-{condition.name}.png"
         plot(condition, seeds, found, image)
-        right = labels(condition, seeds)
         level, at = matched(seeds, condition, found)
-        listed = ", ".join(f"`{method}` {value:.0f}" for method, value in at.items())
+        listed = ", ".join(f"`{method}` {'not reached' if value is None else f'{value:.0f}'}" for method, value in at.items())
         sections += [
             f"### `{condition.name}`: {condition.title}",
             "",
-            f"Answers in the pairs that are right: chosen {right['chosen']:.1f}%, rejected {right['rejected']:.1f}%.",
+            labels(condition, seeds),
             "",
-            *table(found),
+            *table(condition, found),
             "",
             f"Long accuracy, seed by seed: {differences(measured)}.",
             "",
-            f"Skills where an arm, on its way, first answers {level:.0f}% at 8 chunks: {listed}.",
+            f"Skills where an arm, on its way, first answers {level:.0f}% at {condition.chunks} chunks: {listed}.",
             "",
             f"![{condition.name}: scores, rewards and divergence against iterations](images/{image.name})",
             "",

@@ -1,7 +1,7 @@
 """The study in miniature: one base model a seed, four conditions, every arm, learning rates chosen on a seed of their own.
 
   python examples/miniature/study.py                                    # one seed, condition `right`
-  python examples/miniature/study.py --conditions right scopes --seeds 0 2 3
+  python examples/miniature/study.py --conditions right scopes --seeds 0 1 2
   python examples/miniature/study.py --full                             # three seeds, all conditions
 
 It runs the product's own commands, two at a time with a thread each; docs/miniature.md tells how long they take. Everything lies
@@ -21,7 +21,8 @@ import arms
 from arms import ARMS, CONDITIONS, Arm, Condition
 from tasks import Pool, Task
 
-from megatron_longpo.utils.errors import run_command
+from megatron_longpo.evolution.yaml_file import read_yaml
+from megatron_longpo.utils.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = "examples/miniature"
@@ -57,6 +58,15 @@ def evaluate(name: str, models: dict[str, Path], questions: Path, output: Path, 
 def told(condition: Condition) -> tuple[str, ...]:
     """Return the flags of make_data.py that say what documents are about."""
     return ("--kind", condition.kind, *(("--shared-keys",) if condition.shared_keys else ()))
+
+
+def generation_flags() -> list[str]:
+    """Return the flags of generation that this study shares with rounds.yaml."""
+    shared = read_yaml(REPOSITORY / HERE / "rounds.yaml")["defaults"]["generate"]
+    words: list[str] = []
+    for name, value in shared.items():
+        words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return words
 
 
 def skills(found: dict[str, float]) -> float:
@@ -136,6 +146,11 @@ class Seed:
         """A checkpoint of the last grade as a Hugging Face folder."""
         return self.folder / "stops" / f"{iteration}"
 
+    def write_choice(self, chunks: int, path: Path) -> Task:
+        """Write questions about documents of one length, by which the erring checkpoint and the raised RoPE base are chosen."""
+        flags = ("--output", path, "--seed", 3000 + self.seed, "--number", arms.QUESTIONS // 2, "--chunks", chunks)
+        return python(self.name("choice", chunks), f"{HERE}/make_data.py", "questions", *flags)
+
     # One condition.
 
     def place(self, condition: Condition) -> Path:
@@ -156,14 +171,11 @@ class Seed:
         """Let the base model write its pairs, tokenise them, and note what the references of the arms say."""
         place, native, model = self.place(condition), self.native(condition), self.exported(condition)
         documents, written, prefix = place / "documents.jsonl", place / "pairs.jsonl", place / "pairs"
-        size = ("--seed", self.seed, "--number", arms.NUM_DOCUMENTS, "--chunks", arms.CHUNKS)
+        size = ("--seed", self.seed, "--number", arms.NUM_DOCUMENTS, "--chunks", condition.chunks)
         generate = (
-            *("--input", documents, "--output", written, "--model", model, "--template-dir", f"{HERE}/prompts"),
-            *("--question-generator", f"{HERE}/language.py:ask", "--num-questions", 1, "--max-question-tokens", 8),
-            *("--num-turns", 4, "--seq-length", arms.SEQ_LENGTH, "--context-length", arms.SEQ_LENGTH),
-            *("--min-document-tokens", 1, "--min-chunk-tokens", 60, "--max-chunk-tokens", 128),
+            *("--input", documents, "--output", written, "--model", model, *generation_flags()),
+            *("--seq-length", arms.SEQ_LENGTH, "--context-length", arms.SEQ_LENGTH, "--max-chunk-tokens", 128),
             *("--max-new-tokens", condition.max_new_tokens, "--seed", self.seed),
-            *("--skip-filter", "refusal", "repetition", "too_short", "no_answer", "identical"),
         )
         reference = ("--reference-checkpoint", native, "--data-path", prefix, "--overwrite")
         long = ("--reference-context", "long", "--reference-rotary-base", rotary_base)
@@ -200,9 +212,8 @@ class Seed:
 
     def train(self, condition: Condition, arm: Arm, rate: float, rotary_base: float) -> Task:
         """Train an arm. The validation seed is asked more, and at the end only."""
-        is_validation = self.seed == arms.VALIDATION_SEED
-        asked = ("--eval-tasks-samples", arms.QUESTIONS // 2)
-        if not is_validation:
+        asked: tuple[object, ...] = ("--eval-tasks-samples", arms.QUESTIONS)
+        if self.seed != arms.VALIDATION_SEED:
             asked = ("--eval-tasks-samples", arms.QUESTIONS_IN_TRAINING, "--eval-tasks-interval", arms.INTERVAL)
         save = self.trained(condition, arm, rate)
         reference = () if arm.reference == "none" else ("--reference-checkpoint", self.native(condition))
@@ -221,17 +232,18 @@ class Seed:
             *("--save", save, "--load", save, "--log-interval", 10),
         )
 
-    def evaluate(
-        self, condition: Condition, chosen_arms: Sequence[Arm], rates: dict[str, float], rotary_base: float
-    ) -> list[Task]:
-        """Ask the untrained model, as it is and with its raised base, and every arm."""
-        base, place, asked = self.exported(condition), self.place(condition), self.questions(condition)
-        trained = {arm.name: self.trained(condition, arm, rates[arm.name]) for arm in chosen_arms}
-        raised = ("--rotary-base", rotary_base)
-        return [
-            evaluate(self.name(condition.name, "evaluate"), {"base": base, **trained}, asked, place / "evaluation"),
-            evaluate(self.name(condition.name, "evaluate-raised"), {"raised": base}, asked, place / "evaluation-raised", *raised),
-        ]
+    def evaluate(self, condition: Condition, trained: dict[str, Path]) -> Task:
+        """Ask the untrained model and trained ones."""
+        models = {"base": self.exported(condition), **trained}
+        return evaluate(
+            self.name(condition.name, "evaluate"), models, self.questions(condition), self.place(condition) / "evaluation"
+        )
+
+    def evaluate_raised(self, condition: Condition, rotary_base: float) -> Task:
+        """Ask the untrained model with its raised base."""
+        models, output = {"raised": self.exported(condition)}, self.place(condition) / "evaluation-raised"
+        flags = ("--rotary-base", rotary_base)
+        return evaluate(self.name(condition.name, "evaluate-raised"), models, self.questions(condition), output, *flags)
 
 
 def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
@@ -240,27 +252,29 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
     stops = [*arms.ERRING_ITERATIONS, arms.SCHOOL[-1].iterations]
     chains, chosen = [], {}
     for seed in seeds:
-        asked = seed.folder / "choice.jsonl"
-        sizes = ("--number", arms.QUESTIONS // 2, "--chunks", 1, arms.CHUNKS)
-        flags = ("--output", asked, "--seed", 3000 + seed.seed, *sizes)
-        chain = [python(seed.name("choice"), f"{HERE}/make_data.py", "questions", *flags)]
+        asked = {chunks: seed.folder / f"choice-{chunks}x.jsonl" for chunks in (1, CONDITIONS[0].chunks)}
+        chain = [seed.write_choice(chunks, path) for chunks, path in asked.items()]
         chain += [seed.export(iteration) for iteration in stops]
         models = {str(iteration): seed.stop(iteration) for iteration in stops}
-        chain.append(evaluate(seed.name("stops"), models, asked, seed.folder / "evaluation-stops"))
+        chain.append(evaluate(seed.name("stops"), models, asked[1], seed.folder / "evaluation-stops"))
         for base in arms.RAISED_ROTARY_BASES:
-            output = seed.folder / f"evaluation-rotary-{base:g}"
-            model = {"raised": seed.stop(stops[-1])}
-            chain.append(evaluate(seed.name("rotary", f"{base:g}"), model, asked, output, "--rotary-base", base))
+            output, raised_model = seed.folder / f"evaluation-rotary-{base:g}", {"raised": seed.stop(stops[-1])}
+            questions, flags = asked[CONDITIONS[0].chunks], ("--rotary-base", base)
+            chain.append(evaluate(seed.name("rotary", f"{base:g}"), raised_model, questions, output, *flags))
         chains.append(chain)
     pool.run("base models: choice", chains)
     for seed in seeds:
         short = {stop: scores(seed.folder / "evaluation-stops", str(stop))["1x"] for stop in stops}
         seed.erring = erring = min(arms.ERRING_ITERATIONS, key=lambda stop: abs(short[stop] - arms.ERRING_TARGET))
-        raised = {base: scores(seed.folder / f"evaluation-rotary-{base:g}", "raised")["8x"] for base in arms.RAISED_ROTARY_BASES}
+        long = f"{CONDITIONS[0].chunks}x"
+        raised = {base: scores(seed.folder / f"evaluation-rotary-{base:g}", "raised")[long] for base in arms.RAISED_ROTARY_BASES}
         fit = [base for base in arms.RAISED_ROTARY_BASES if raised[base] <= arms.MOST_AFTER_RAISING]
         chosen[seed.seed] = fit[0] if fit else min(raised, key=lambda base: raised[base])
         report = {"short_by_iteration": short, "erring": erring, "raised": raised, "rotary_base": chosen[seed.seed]}
         (seed.folder / "choice.json").write_text(json.dumps(report, indent=1))
+        if short[stops[-1]] < arms.LEAST_SHORT:
+            found_short = f"answers {short[stops[-1]]:.0f}% of the questions on one chunk, below {arms.LEAST_SHORT:g}%"
+            raise UserError(f"seed {seed.seed}: the base model {found_short}: it has not learned to look up; take another seed")
         found = ", ".join(f"{base:g}: {value:.1f}" for base, value in raised.items())
         print(f"seed {seed.seed}: one chunk {short[stops[-1]]:.1f}; iteration {erring} errs ({short[erring]:.1f})")
         print(f"seed {seed.seed}: raised base {chosen[seed.seed]:g}; eight chunks, untrained: {found}")
@@ -281,29 +295,58 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
     validation = Seed(arms.VALIDATION_SEED)
     tested = [Seed(seed) for seed in seeds]
     rotary = choose_bases([validation, *tested], pool)
+
+    def write_pairs(condition: Condition, seeds: Sequence[Seed]) -> None:
+        chains = [[seed.write_questions(condition), *seed.pairs(condition, chosen_arms, rotary[seed.seed])] for seed in seeds]
+        pool.run(f"{condition.name}: pairs", chains)
+
+    first, base = CONDITIONS[0], rotary[validation.seed]
+    write_pairs(first, [validation])
+    sweep = [validation.train(first, arm, rate, base) for arm in chosen_arms for rate in arms.LEARNING_RATES]
+    pool.run("learning rates", [[task] for task in (validation.evaluate(first, {}), *sweep)])
+    rates = choose_rates(chosen_arms)
+    print(f"learning rates: {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}")
     for condition in conditions:
-        everyone = [validation, *tested]
-        pool.run(
-            f"{condition.name}: pairs",
-            [[seed.write_questions(condition), *seed.pairs(condition, chosen_arms, rotary[seed.seed])] for seed in everyone],
-        )
-        base = rotary[validation.seed]
-        sweep = [(arm, rate) for arm in chosen_arms for rate in arms.LEARNING_RATES]
-        pool.run(f"{condition.name}: learning rates", [[validation.train(condition, arm, rate, base)] for arm, rate in sweep])
-        rates = {}
-        for arm in chosen_arms:
-            found = {rate: last_scores(validation.trained(condition, arm, rate)) for rate in arms.LEARNING_RATES}
-            rates[arm.name] = max(found, key=lambda rate: criterion(found[rate]))
-        (validation.place(condition) / "rates.json").write_text(json.dumps(rates, indent=1))
-        print(f"{condition.name}: {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}")
+        write_pairs(condition, tested)
         pool.run(
             f"{condition.name}: training",
             [[seed.train(condition, arm, rates[arm.name], rotary[seed.seed])] for arm in chosen_arms for seed in tested],
         )
-        pool.run(
-            f"{condition.name}: evaluation",
-            [[task] for seed in tested for task in seed.evaluate(condition, chosen_arms, rates, rotary[seed.seed])],
-        )
+        tasks = []
+        for seed in tested:
+            trained = {arm.name: seed.trained(condition, arm, rates[arm.name]) for arm in chosen_arms}
+            tasks += [seed.evaluate(condition, trained), seed.evaluate_raised(condition, rotary[seed.seed])]
+        pool.run(f"{condition.name}: evaluation", [[task] for task in tasks])
+
+
+def read_sweep(arm: Arm) -> dict[float, dict[str, float]]:
+    """Read what an arm's runs of the validation seed ended with, by learning rate."""
+    validation = Seed(arms.VALIDATION_SEED)
+    return {rate: last_scores(validation.trained(CONDITIONS[0], arm, rate)) for rate in arms.LEARNING_RATES}
+
+
+def choose_rates(chosen_arms: Sequence[Arm]) -> dict[str, float]:
+    """Choose each arm's learning rate by its runs of the validation seed in the first condition."""
+    first = CONDITIONS[0]
+    base = scores(Seed(arms.VALIDATION_SEED).place(first) / "evaluation", "base")["1x"]
+    return {arm.name: choose_rate(read_sweep(arm), base, f"{first.chunks}x") for arm in chosen_arms}
+
+
+def choose_rate(found: dict[float, dict[str, float]], base: float, long: str) -> float:
+    """Choose the learning rate with the highest long accuracy of those that keep short accuracy within the bound.
+
+    Args:
+        found: scores in percent, by learning rate.
+        base: short accuracy of the untrained model.
+        long: the group whose accuracy is to rise.
+
+    Returns:
+        The rate; if all cost more short accuracy than the bound allows, the one that costs least.
+    """
+    kept = [rate for rate, scores in found.items() if scores["1x"] >= base - arms.MOST_SHORT_LOSS]
+    if not kept:
+        return max(found, key=lambda rate: found[rate]["1x"])
+    return max(kept, key=lambda rate: found[rate][long])
 
 
 def last_scores(run: Path) -> dict[str, float]:
@@ -315,11 +358,6 @@ def last_scores(run: Path) -> dict[str, float]:
         for name, value in last.items()
         if name.startswith(start) and not name.endswith("/nll")
     }
-
-
-def criterion(found: dict[str, float]) -> float:
-    """What a learning rate is chosen by: the mean of long accuracy, short accuracy and skills."""
-    return (found[f"{arms.CHUNKS}x"] + found["1x"] + skills(found)) / 3
 
 
 def main() -> None:

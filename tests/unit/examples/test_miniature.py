@@ -37,6 +37,7 @@ def parts():
     patch.undo()
 
 
+NAMED_ROUNDS = ("4x", "8x", "at-once")
 KINDS = st.sampled_from(("facts", "notes"))
 
 
@@ -121,10 +122,8 @@ def test_every_command_of_the_study_takes_its_flags(parts):
     kinds = {task.name: task for task in (*seed.school(), *seed.pairs(notes, arms.ARMS, 1e5), seed.write_questions(notes))}
     once = {tuple(task.command[:2]): task for task in kinds.values() if not task.command[1].startswith(study.HERE)}
     trained = [seed.train(notes, arm, 1e-4, 1e5) for arm in arms.ARMS]
-    asked = study.evaluate(
-        "evaluate", {"base": seed.exported(notes)}, seed.questions(notes), seed.place(notes), "--rotary-base", 1e5
-    )
-    for task in (*once.values(), *trained, asked):
+    asked = [seed.evaluate(notes, {"longpo": seed.trained(notes, arms.ARMS[0], 1e-4)}), seed.evaluate_raised(notes, 1e5)]
+    for task in (*once.values(), *trained, *asked):
         assert_flags_are_taken(read_command(list(task.command)))
 
 
@@ -182,17 +181,45 @@ def test_rows_are_means_and_spreads_over_seeds(parts, tmp_path, monkeypatch):
         for model in ("base", "longpo"):
             write_results(place / "evaluation", model, **same, **{"8x": long if model == "longpo" else 2.0})
         write_results(place / "evaluation-raised", "raised", **same, **{"8x": 10.0})
-    validation = study.Seed(parts["arms"].VALIDATION_SEED).place(right)
-    validation.mkdir(parents=True)
-    (validation / "rates.json").write_text(json.dumps({"longpo": 3e-4}))
-    measured = report.measure_all(right, [study.Seed(seed) for seed in (0, 1, 2)])
-    rows = {row["method"]: row for row in report.rows_of(right, measured)}
+    rates = {"longpo": 3e-4, "sft": 1e-4}
+    measured = report.measure_all(right, [study.Seed(seed) for seed in (0, 1, 2)], rates)
+    rows = {row["method"]: row for row in report.rows_of(right, measured, rates)}
     assert set(rows) == {"base", "raised", "longpo"}
     found = rows["longpo"]
     assert (found["long"], found["long_sd"], found["skills"], found["lr"], found["seeds"]) == (70.0, 10.0, 75.0, 3e-4, 3)
     assert found["skills_begun"] == 75.0  # half of the reversals begin right, all recollections do
     assert (rows["raised"]["long"], rows["raised"]["lr"], rows["raised"]["steps"]) == (10.0, None, 0)
-    assert "| `longpo` | 0.0003 | 70.0 ± 10.0 |" in "\n".join(report.table(list(rows.values())))
+    assert "| `longpo` | 0.0003 | 70.0 ± 10.0 |" in "\n".join(report.table(right, list(rows.values())))
+
+
+def test_a_learning_rate_wins_by_long_accuracy_among_those_that_keep_short_accuracy(parts):
+    choose = parts["study"].choose_rate
+    found = {1e-4: {"1x": 98.5, "8x": 20.0}, 3e-4: {"1x": 97.5, "8x": 40.0}, 1e-3: {"1x": 93.0, "8x": 60.0}}
+    assert choose(found, 98.5, "8x") == 3e-4  # a loss of one point is within the bound
+    assert choose(found, 99.0, "8x") == 1e-4
+    assert choose(found, 94.0, "8x") == 1e-3
+    assert choose(found, 100.0, "8x") == 1e-4  # none keeps it: the one that loses least
+
+
+def test_a_seed_whose_base_cannot_look_up_is_refused(parts, tmp_path, monkeypatch):
+    study, arms = parts["study"], parts["arms"]
+    monkeypatch.setattr(study, "BUILD", tmp_path)
+    monkeypatch.setattr(study.Pool, "run", lambda *_: None)
+    seed, last = study.Seed(7), arms.SCHOOL[-1].iterations
+    for stop in (*arms.ERRING_ITERATIONS, last):
+        groups = {"1x": 34.0, "8x": 1.0}
+        write_results(seed.folder / "evaluation-stops", str(stop), **groups)
+    for base in arms.RAISED_ROTARY_BASES:
+        write_results(seed.folder / f"evaluation-rotary-{base:g}", "raised", **groups)
+    with pytest.raises(UserError, match=r"seed 7: the base model answers 34% of the questions on one chunk, below 90%"):
+        study.choose_bases([seed], study.Pool(tmp_path, 1))
+
+
+def test_an_answer_is_right_or_what_another_scope_says_or_wrong(parts):
+    kind_of = parts["report"].kind_of
+    document = "f1 s1 k1 v1 v2 f2\n\ns2 k1 v3 v4 s3 k2 v1 v9"
+    answers = {"v1 v2": "right", "v3 v4": "other scope", "v1 v9": "wrong", "v1": "wrong", "": "wrong"}
+    assert {answer: kind_of(answer, "Q s1 k1", document) for answer in answers} == answers
 
 
 def test_two_rounds_and_one_at_once_start_from_the_same_base_and_read_as_many_tokens(parts, tmp_path, monkeypatch):
@@ -201,17 +228,31 @@ def test_two_rounds_and_one_at_once_start_from_the_same_base_and_read_as_many_to
     monkeypatch.chdir(ROOT)
     path = compare.write_plan(3, 1e-3)
     assert compare.learning_rate(3) == 1e-3
-    rounds = {one["name"]: one for one in yaml.safe_load(path.read_text())["rounds"]}
-    tokens = {name: one["train"]["train-iters"] * one["seq-length"] for name, one in rounds.items()}
-    assert tokens["at-once"] == tokens["4x"] + tokens["8x"]
+    config = read_config(path)
     plan_of = runpy.run_path(str(ROOT / "tools" / "self_evolve.py"))["plan_of"]
-    commands = {stage.name: " ".join(stage.command) for stage in plan_of(read_config(path)).stages}
-    assert "--seed 3" in commands["model"]
-    assert "--seed 83" in commands["8x/documents"]
-    bases = [commands[f"{name}/train"].split("--pretrained-checkpoint ")[1].split()[0] for name in ("4x", "at-once", "8x")]
-    assert bases[0] == bases[1] != bases[2]
-    assert not {"SEED", "RATE"} & set(re.findall("[A-Z]+", path.read_text()))
-    assert [one["seq-length"] for one in rounds.values()] == [512, arms.SEQ_LENGTH, arms.SEQ_LENGTH]
+    commands = {stage.name: " ".join(stage.command) for stage in plan_of(config).stages}
+
+    def flag(stage: str, name: str) -> str:
+        return commands[stage].split(f"--{name} ")[1].split()[0]
+
+    tokens = {name: int(flag(f"{name}/train", "train-iters")) * int(flag(f"{name}/train", "seq-length")) for name in NAMED_ROUNDS}
+    assert tokens["at-once"] == tokens["4x"] + tokens["8x"]
+    assert len({flag(f"{name}/documents", "seed") for name in NAMED_ROUNDS}) == 3
+    assert [flag(f"{name}/documents", "number") for name in NAMED_ROUNDS] == ["320", "320", "480"]
+    assert (flag("model", "seed"), flag("4x/train", "seed"), flag("at-once/train", "lr")) == ("3", "3", "0.001")
+    assert flag("at-once/generate", "max-chunk-tokens") == flag("4x/generate", "max-chunk-tokens") == "128"
+    bases = [flag(f"{name}/train", "pretrained-checkpoint") for name in NAMED_ROUNDS]
+    assert bases[0] == bases[2] != bases[1]
+    assert "miniature-rounds" not in path.read_text()
+    assert flag("8x/train", "seq-length") == str(arms.SEQ_LENGTH)
+
+
+def test_generation_has_the_same_flags_in_the_study_and_in_its_rounds(parts):
+    (command,) = [task.command for task in parts["study"].Seed(0).pairs(parts["arms"].CONDITIONS[0], (), 1e5) if "generate_pr" in task.command[1]]
+    for name, value in parts["compare_rounds"].make_plan(0, 1e-3)["defaults"]["generate"].items():
+        values = value if isinstance(value, list) else [value]
+        place = command.index(f"--{name}") + 1
+        assert list(command[place : place + len(values)]) == values
 
 
 def test_rows_of_rounds_stand_only_when_all_seeds_have_run(parts, tmp_path, monkeypatch):
