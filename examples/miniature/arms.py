@@ -58,7 +58,7 @@ SCHOOL = (
     Grade((20, 24, 32), 12000, 1600, "answers", 2e-3, 2e-3),
     Grade((24, 36, 48, 64, 80, 112), 16000, 1000, "all", 2e-3, 1e-4),
 )
-"""Looking up emerges on short documents, after 500 to 1,000 iterations or later; then they grow, and their text is learned too."""
+"""Looking up emerges on short documents, after 500 to 1,000 iterations or later; then they grow, and their text is learned."""
 ERRING_ITERATIONS = (10, 20, 30, 40, 50)
 ERRING_TARGET = 85.0
 """The model that errs is the checkpoint, of these of the last grade, that answers nearest to this share of short questions."""

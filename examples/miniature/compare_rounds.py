@@ -2,8 +2,8 @@
 
   python examples/miniature/compare_rounds.py --lr 3e-4
 
-The two rounds are those of rounds.yaml; the bases are those of study.py. A second run goes on where the first one stopped; report.py
-puts the results on the page.
+The two rounds are those of rounds.yaml; the bases are those of study.py. A second run goes on where the first one stopped;
+report.py puts the results on the page.
 """
 
 from __future__ import annotations

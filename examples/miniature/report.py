@@ -50,7 +50,8 @@ def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
     folder = "evaluation-raised" if method == "raised" else "evaluation"
     found = scores(seed.place(condition) / folder, method)
     begun = begun_right(seed.place(condition) / folder / method / "samples.jsonl")
-    return {"long": found[long_of(condition)], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun), **found}
+    named = {"long": found[long_of(condition)], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun)}
+    return {**named, **found}
 
 
 def begun_right(samples: Path) -> dict[str, float]:
@@ -163,14 +164,12 @@ def curves(seeds: Sequence[Seed], condition: Condition, method: str, rate: float
     return sorted(found), [statistics.mean(found[iteration]) for iteration in sorted(found)]
 
 
-def matched(
-    seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str, Any]]
-) -> tuple[float, dict[str, float | None]]:
+def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str, Any]]) -> tuple[float, dict[str, float | None]]:
     """Compare skills where arms are equally good at long documents, in training, on the way up.
 
     Returns:
-        The long accuracy: nine tenths of the lowest peak, of the arms that get at least half as far above the untrained model as the
-        best; and each arm's skills where it first has it, between two evaluations by interpolation; None if it never does.
+        The long accuracy: nine tenths of the lowest peak, of the arms that get at least half as far above the untrained model as
+        the best; and each arm's skills where it first has it, between two evaluations by interpolation; None if it never does.
     """
     found = {}
     for row in rows:

@@ -3,13 +3,11 @@
 import importlib.util
 import json
 import random
-import re
 import runpy
 import sys
 from types import ModuleType
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -248,7 +246,8 @@ def test_two_rounds_and_one_at_once_start_from_the_same_base_and_read_as_many_to
 
 
 def test_generation_has_the_same_flags_in_the_study_and_in_its_rounds(parts):
-    (command,) = [task.command for task in parts["study"].Seed(0).pairs(parts["arms"].CONDITIONS[0], (), 1e5) if "generate_pr" in task.command[1]]
+    tasks = parts["study"].Seed(0).pairs(parts["arms"].CONDITIONS[0], (), 1e5)
+    (command,) = [task.command for task in tasks if task.command[1] == "tools/generate_preference_data.py"]
     for name, value in parts["compare_rounds"].make_plan(0, 1e-3)["defaults"]["generate"].items():
         values = value if isinstance(value, list) else [value]
         place = command.index(f"--{name}") + 1
