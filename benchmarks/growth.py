@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from pathlib import Path
+from typing import Any
 
 from benchmarks.contest import Scale, contest_main
-from benchmarks.duel import median_of
+from benchmarks.duel import contestants, median_of
 from benchmarks.flops import our_flops
-from benchmarks.jobs import Bench
+from benchmarks.jobs import Bench, Job, reuse_freed_memory
+from benchmarks.measure import timed
+from benchmarks.problem import Problem
 from benchmarks.report import Result
-from benchmarks.step import duel_of, peak_of, problem_of, shape_of
+from benchmarks.step import peak_of, problem_of, shape_of
 from megatron_longpo.utils.errors import run_command
 
 TIME_TARGET, MEMORY_TARGET = 1.10, 2.05
-ROUNDS = 2  # at lengths that the contest of steps does not have, or has one sample of
+ROUNDS = 2
 
 
-def cpu_seconds(bench: Bench, scale: Scale, prompt: int) -> float:
-    """Our step's time: the samples of the contest of steps, where it has several at this length.
+def times(problems: list[dict[str, Any]], models: str, rounds: int) -> list[list[dict[str, float]]]:
+    """Time our step on each problem, in turns: the machine's speed changes within minutes, and quotients of times show it."""
+    steps = [contestants(["ours"], Problem.of(problem), Path(models))["ours"] for problem in problems]
+    samples: list[list[dict[str, float]]] = [[] for _ in steps]
+    for _ in range(rounds):
+        for step, found in zip(steps, samples, strict=True):
+            found.append(timed(step)[1])
+    return samples
 
-    Its single sample at the greatest length gives freed memory back and pays for page faults that the others do not.
-    """
-    rounds = dict(scale.lengths).get(prompt, 1)
-    names, rounds = (["ours", "two-pass"], rounds) if rounds > 1 else (["ours"], ROUNDS)
-    found = duel_of(bench, scale, names, prompt, rounds)
-    return median_of(found["ours"]["samples"], "cpu")
+
+def cpu_seconds(bench: Bench, scale: Scale) -> dict[int, float]:
+    """Measure the CPU time of our step at every length."""
+    problems = [dataclasses.asdict(problem_of(scale, prompt)) for prompt in scale.growth]
+    job = Job(
+        name=f"growth-{'-'.join(map(str, scale.growth))}", function="benchmarks.growth:times",
+        arguments={"problems": problems, "models": str(bench.models), "rounds": ROUNDS},
+        threads=scale.threads, environment=reuse_freed_memory(),
+    )  # fmt: skip
+    found = bench.run(job)[0]
+    return {prompt: median_of(samples, "cpu") for prompt, samples in zip(scale.growth, found, strict=True)}
 
 
 def _time_row(shape: str, measured: float, predicted: float) -> Result:
@@ -37,13 +53,13 @@ def _time_row(shape: str, measured: float, predicted: float) -> Result:
 
 def contest(bench: Bench, scale: Scale) -> list[Result]:
     """Every doubling, and the whole range."""
-    times = {prompt: cpu_seconds(bench, scale, prompt) for prompt in scale.growth}
+    seconds = cpu_seconds(bench, scale)
     flops = {prompt: our_flops(problem_of(scale, prompt)) for prompt in scale.growth}
     peaks = {prompt: peak_of(bench, scale, "ours", prompt)["peak"] for prompt in scale.growth}
     steps = list(itertools.pairwise(scale.growth))
     whole = [(scale.growth[0], scale.growth[-1])] if len(steps) > 1 else []
     results = [
-        _time_row(f"{shape_of(short)} to {shape_of(long)}", times[long] / times[short], flops[long] / flops[short])
+        _time_row(f"{shape_of(short)} to {shape_of(long)}", seconds[long] / seconds[short], flops[long] / flops[short])
         for short, long in steps + whole
     ]
     for short, long in steps:
