@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import Scale, contest_main
-from benchmarks.duel import contestants, median_of
+from benchmarks.duel import median_of
 from benchmarks.flops import our_flops
 from benchmarks.jobs import Bench, Job, reuse_freed_memory
 from benchmarks.measure import timed
-from benchmarks.problem import Problem
+from benchmarks.ours import OurStep
+from benchmarks.problem import Problem, make_models
 from benchmarks.report import Result
 from benchmarks.step import peak_of, problem_of, shape_of
 from megatron_longpo.utils.errors import run_command
@@ -23,7 +24,9 @@ ROUNDS = 2
 
 def times(problems: list[dict[str, Any]], models: str, rounds: int) -> list[list[dict[str, float]]]:
     """Time our step on each problem, in turns: the machine's speed changes within minutes, and quotients of times show it."""
-    steps = [contestants(["ours"], Problem.of(problem), Path(models))["ours"] for problem in problems]
+    first, *others = map(Problem.of, problems)
+    step = OurStep.of(first, make_models(first.model, Path(models))[1])
+    steps = [step, *map(step.on, others)]
     samples: list[list[dict[str, float]]] = [[] for _ in steps]
     for _ in range(rounds):
         for step, found in zip(steps, samples, strict=True):

@@ -97,8 +97,16 @@ class OurStep:
         trainer = OurTrainer(native, **options)
         warm_up = [make_pair(problem.shortened())] * trainer.context.global_batch_size
         trainer.step(warm_up, trainer.reference(warm_up))
+        return cls._with(trainer, problem)
+
+    @classmethod
+    def _with(cls, trainer: OurTrainer, problem: Problem) -> OurStep:
         pairs = (make_pair(problem),) * trainer.context.global_batch_size
         return cls(trainer, pairs, trainer.reference(pairs))
+
+    def on(self, problem: Problem) -> OurStep:
+        """The step of the same trainer on another problem."""
+        return self._with(self.trainer, problem)
 
     def __call__(self) -> dict[str, float]:
         """Loss and gradient norm."""
