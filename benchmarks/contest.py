@@ -34,9 +34,9 @@ class Scale:
         threads: of a process that has the machine to itself.
     """
 
-    lengths: tuple[tuple[int, int], ...] = ((4096, 5), (8192, 4), (16384, 1))
+    lengths: tuple[tuple[int, int], ...] = ((4096, 5), (8192, 5), (16384, 1))
     memory: tuple[int, ...] = (8192,)
-    trl: tuple[tuple[int, int], ...] = ((8192, 3),)
+    trl: tuple[tuple[int, int], ...] = ((8192, 2),)
     growth: tuple[int, ...] = (2048, 4096, 8192, 16384)
     context: tuple[int, int] = (8192, 3)
     head: tuple[int, int, int] = (2048, 152064, 3)
