@@ -169,10 +169,10 @@ def _common_factor(grad: Tensor, known: Tensor) -> Tensor:
 
 
 def _chunks(valid: Tensor, chunk_size: int) -> list[Tensor | slice]:
-    """Chunks of the valid rows: slices where a chunk is whole (no copy), indices elsewhere."""
+    """Chunks of the valid rows, nearly equal ones: slices where a chunk is whole (no copy), indices elsewhere."""
     indices = valid.nonzero().squeeze(1)
     chunks: list[Tensor | slice] = []
-    for part in indices.split(chunk_size):
+    for part in indices.tensor_split(-(-indices.numel() // chunk_size) or 1):
         if part.numel():
             first, last = int(part[0]), int(part[-1])
             chunks.append(slice(first, last + 1) if last - first + 1 == part.numel() else part)

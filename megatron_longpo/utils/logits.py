@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LIMIT = 2**28
+LIMIT = 2**29
 """Bytes of a chunk of fp32 logits: with a vocabulary of 150,000 words a thousand rows would be the largest tensor of a step."""
 
 
