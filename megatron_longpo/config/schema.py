@@ -244,7 +244,7 @@ class TrainingConfig:
     cpu_offloading_num_layers: int = 0
     """Layers whose saved activations wait in the host's memory for the backward pass. Needs a GPU and Transformer Engine."""
     logit_chunk_size: int = 1024
-    """Rows of logits that exist at once in the language-model head, at most; fewer where they would take more than 256 MiB."""
+    """Rows of logits that exist at once in the language-model head, at most; fewer where they would take more than 512 MiB."""
     eval_interval: int | None = None
     """Iterations between validations on the held-out split. Default: none."""
     eval_iters: int | None = None
