@@ -39,7 +39,7 @@ class Scale:
     trl: tuple[tuple[int, int], ...] = ((8192, 2),)
     growth: tuple[int, ...] = (2048, 4096, 8192, 16384)
     context: tuple[int, int] = (8192, 3)
-    head: tuple[int, int, int] = (2048, 152064, 3)
+    head: tuple[int, int, int] = (2048, 152064, 5)
     pipeline: tuple[int, int, int] = (2048, 256, 3)
     startup: int = 1_000_000
     preprocess: tuple[int, int] = (32 << 20, 3)
