@@ -341,7 +341,7 @@ def main() -> None:
             "",
             *table(condition, found),
             "",
-            f"Long accuracy, seed by seed: {differences(measured)}.",
+            f"Long accuracy, seed by seed: {differences(measured) or 'no two of the compared arms have run'}.",
             "",
             f"Skills where an arm, on its way, first answers {level:.0f}% at {condition.chunks} chunks: {listed}.",
             "",
