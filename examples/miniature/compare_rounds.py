@@ -61,8 +61,9 @@ def write_plan(seed: int, lr: float) -> Path:
     """Write the file of a seed's rounds."""
     path = folder_of(seed).with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(make_plan(seed, lr), sort_keys=False)
-    path.write_text(text.replace(read_yaml(ROUNDS)["output"], str(folder_of(seed))), encoding="utf-8")
+    plan = make_plan(seed, lr)
+    text = yaml.safe_dump(plan, sort_keys=False)
+    path.write_text(text.replace(plan["output"], str(folder_of(seed))), encoding="utf-8")
     return path
 
 

@@ -277,7 +277,7 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
             raise UserError(f"seed {seed.seed}: the base model {found_short}: it has not learned to look up; take another seed")
         found = ", ".join(f"{base:g}: {value:.1f}" for base, value in raised.items())
         print(f"seed {seed.seed}: one chunk {short[stops[-1]]:.1f}; iteration {erring} errs ({short[erring]:.1f})")
-        print(f"seed {seed.seed}: raised base {chosen[seed.seed]:g}; eight chunks, untrained: {found}")
+        print(f"seed {seed.seed}: raised base {chosen[seed.seed]:g}; {long} untrained: {found}")
     chains = [
         [
             python(seed.name(what), "checkpoint_conversion/hf_to_mcore.py", "--hf", folder, "--save", seed.folder / what)
