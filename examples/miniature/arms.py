@@ -22,6 +22,8 @@ ITERATIONS = 40
 GLOBAL_BATCH_SIZE = 8
 QUESTIONS = 200
 """Questions of each group in an evaluation."""
+SHORT_QUESTIONS = 1000
+"""The same about documents of one chunk, in an evaluation of their own: short accuracy is judged to a point."""
 QUESTIONS_IN_TRAINING, INTERVAL = 60, 10
 """The same while an arm is trained, and iterations between them."""
 

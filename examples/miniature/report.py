@@ -49,6 +49,7 @@ def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
     """Read a model's scores."""
     folder = "evaluation-raised" if method == "raised" else "evaluation"
     found = scores(seed.place(condition) / folder, method)
+    found[SHORT] = scores(seed.place(condition) / f"{folder}-short", method)[SHORT]
     begun = begun_right(seed.place(condition) / folder / method / "samples.jsonl")
     named = {"long": found[long_of(condition)], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun)}
     return {**named, **found}

@@ -167,6 +167,16 @@ class Seed:
         flags = ("--output", self.questions(condition), "--seed", 1000 + self.seed, *sizes, *told(condition))
         return python(self.name(condition.name, "questions"), f"{HERE}/make_data.py", "questions", *flags)
 
+    def short_questions(self, condition: Condition) -> Path:
+        """More questions about documents of one chunk."""
+        return self.place(condition) / "questions-short.jsonl"
+
+    def write_short_questions(self, condition: Condition) -> Task:
+        """Write the questions that short accuracy is measured with."""
+        sizes = ("--number", arms.SHORT_QUESTIONS, "--chunks", 1)
+        flags = ("--output", self.short_questions(condition), "--seed", 4000 + self.seed, *sizes, *told(condition))
+        return python(self.name(condition.name, "questions-short"), f"{HERE}/make_data.py", "questions", *flags)
+
     def pairs(self, condition: Condition, chosen_arms: Sequence[Arm], rotary_base: float) -> list[Task]:
         """Let the base model write its pairs, tokenise them, and note what the references of the arms say."""
         place, native, model = self.place(condition), self.native(condition), self.exported(condition)
@@ -234,16 +244,24 @@ class Seed:
 
     def evaluate(self, condition: Condition, trained: dict[str, Path]) -> Task:
         """Ask the untrained model and trained ones."""
-        models = {"base": self.exported(condition), **trained}
-        return evaluate(
-            self.name(condition.name, "evaluate"), models, self.questions(condition), self.place(condition) / "evaluation"
-        )
+        models, output = {"base": self.exported(condition), **trained}, self.place(condition) / "evaluation"
+        return evaluate(self.name(condition.name, "evaluate"), models, self.questions(condition), output)
 
     def evaluate_raised(self, condition: Condition, rotary_base: float) -> Task:
         """Ask the untrained model with its raised base."""
         models, output = {"raised": self.exported(condition)}, self.place(condition) / "evaluation-raised"
         flags = ("--rotary-base", rotary_base)
         return evaluate(self.name(condition.name, "evaluate-raised"), models, self.questions(condition), output, *flags)
+
+    def evaluate_short(self, condition: Condition, trained: dict[str, Path], rotary_base: float) -> list[Task]:
+        """Ask all of them the many questions on one chunk."""
+        questions, place, name = self.short_questions(condition), self.place(condition), self.name(condition.name, "evaluate")
+        models, raised = {"base": self.exported(condition), **trained}, {"raised": self.exported(condition)}
+        flags = ("--rotary-base", rotary_base)
+        return [
+            evaluate(f"{name}-short", models, questions, place / "evaluation-short"),
+            evaluate(f"{name}-raised-short", raised, questions, place / "evaluation-raised-short", *flags),
+        ]
 
 
 def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
@@ -297,7 +315,14 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
     rotary = choose_bases([validation, *tested], pool)
 
     def write_pairs(condition: Condition, seeds: Sequence[Seed]) -> None:
-        chains = [[seed.write_questions(condition), *seed.pairs(condition, chosen_arms, rotary[seed.seed])] for seed in seeds]
+        chains = [
+            [
+                seed.write_questions(condition),
+                *seed.pairs(condition, chosen_arms, rotary[seed.seed]),
+                seed.write_short_questions(condition),
+            ]
+            for seed in seeds
+        ]
         pool.run(f"{condition.name}: pairs", chains)
 
     first, base = CONDITIONS[0], rotary[validation.seed]
@@ -316,6 +341,7 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
         for seed in tested:
             trained = {arm.name: seed.trained(condition, arm, rates[arm.name]) for arm in chosen_arms}
             tasks += [seed.evaluate(condition, trained), seed.evaluate_raised(condition, rotary[seed.seed])]
+            tasks += seed.evaluate_short(condition, trained, rotary[seed.seed])
         pool.run(f"{condition.name}: evaluation", [[task] for task in tasks])
 
 

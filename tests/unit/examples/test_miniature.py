@@ -120,7 +120,8 @@ def test_every_command_of_the_study_takes_its_flags(parts):
     kinds = {task.name: task for task in (*seed.school(), *seed.pairs(notes, arms.ARMS, 1e5), seed.write_questions(notes))}
     once = {tuple(task.command[:2]): task for task in kinds.values() if not task.command[1].startswith(study.HERE)}
     trained = [seed.train(notes, arm, 1e-4, 1e5) for arm in arms.ARMS]
-    asked = [seed.evaluate(notes, {"longpo": seed.trained(notes, arms.ARMS[0], 1e-4)}), seed.evaluate_raised(notes, 1e5)]
+    models = {"longpo": seed.trained(notes, arms.ARMS[0], 1e-4)}
+    asked = [seed.evaluate(notes, models), seed.evaluate_raised(notes, 1e5), *seed.evaluate_short(notes, models, 1e5)]
     for task in (*once.values(), *trained, *asked):
         assert_flags_are_taken(read_command(list(task.command)))
 
@@ -131,13 +132,17 @@ def test_the_scripts_of_the_example_take_the_flags_that_the_study_gives_them(par
     monkeypatch.setattr(study, "BUILD", tmp_path)
     monkeypatch.setattr(arms, "NUM_DOCUMENTS", 3)
     monkeypatch.setattr(arms, "QUESTIONS", 4)
+    monkeypatch.setattr(arms, "SHORT_QUESTIONS", 8)
     seed, scopes = study.Seed(0), arms.CONDITIONS[2]
-    wanted = [*seed.school(), seed.write_questions(scopes), *seed.pairs(scopes, arms.ARMS, 1e5)]
+    written = [seed.write_questions(scopes), seed.write_short_questions(scopes)]
+    wanted = [*seed.school(), *written, *seed.pairs(scopes, arms.ARMS, 1e5)]
     own = [task for task in wanted if task.command[1].startswith(study.HERE) and "lessons" not in task.name]
-    assert len(own) == 3
+    assert len(own) == 4
     parts["tasks"].Pool(tmp_path, 1).run("test", [own])
-    groups = [json.loads(line)["group"] for line in seed.questions(scopes).read_text().splitlines()]
-    assert {name: groups.count(name) for name in groups} == {"1x": 4, "2x": 4, "4x": 4, "8x": 4, "reverse": 4, "recall": 48}
+    many, short = ({"1x": 4, "2x": 4, "4x": 4, "8x": 4, "reverse": 4, "recall": 48}, {"1x": 8, "reverse": 8, "recall": 48})
+    for path, wanted_groups in ((seed.questions(scopes), many), (seed.short_questions(scopes), short)):
+        groups = [json.loads(line)["group"] for line in path.read_text().splitlines()]
+        assert {name: groups.count(name) for name in groups} == wanted_groups
 
 
 def test_a_task_is_done_once_and_again_with_what_follows_when_it_changes(parts, tmp_path):
@@ -176,15 +181,19 @@ def test_rows_are_means_and_spreads_over_seeds(parts, tmp_path, monkeypatch):
     for seed, long in ((0, 60.0), (1, 70.0), (2, 80.0)):
         place = study.Seed(seed).place(right)
         same = {"1x": 99.0, "2x": 98.0, "4x": 90.0, "reverse": 50.0, "recall": 100.0}
+        short = {"1x": 97.0}
         for model in ("base", "longpo"):
             write_results(place / "evaluation", model, **same, **{"8x": long if model == "longpo" else 2.0})
+            write_results(place / "evaluation-short", model, **short)
         write_results(place / "evaluation-raised", "raised", **same, **{"8x": 10.0})
+        write_results(place / "evaluation-raised-short", "raised", **short)
     rates = {"longpo": 3e-4, "sft": 1e-4}
     measured = report.measure_all(right, [study.Seed(seed) for seed in (0, 1, 2)], rates)
     rows = {row["method"]: row for row in report.rows_of(right, measured, rates)}
     assert set(rows) == {"base", "raised", "longpo"}
     found = rows["longpo"]
     assert (found["long"], found["long_sd"], found["skills"], found["lr"], found["seeds"]) == (70.0, 10.0, 75.0, 3e-4, 3)
+    assert (found["short"], found["1x"]) == (97.0, 97.0)  # of the many questions, not of those asked at every length
     assert found["skills_begun"] == 75.0  # half of the reversals begin right, all recollections do
     assert (rows["raised"]["long"], rows["raised"]["lr"], rows["raised"]["steps"]) == (10.0, None, 0)
     assert "| `longpo` | 0.0003 | 70.0 ± 10.0 |" in "\n".join(report.table(right, list(rows.values())))
