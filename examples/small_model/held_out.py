@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=2, help="texts (default: 2)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
+    if not arguments.documents.is_file():
+        raise UserError(f"{arguments.documents}: no such file; `make quickstart` writes it")
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_model)

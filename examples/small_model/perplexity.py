@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from megatron_longpo.evaluation.models import Model, name_places, open_folder
-from megatron_longpo.utils.errors import run_command
+from megatron_longpo.utils.errors import UserError, run_command
 from megatron_longpo.utils.files import write_json
 
 METRICS = ("bits_per_byte", "word_perplexity")
@@ -50,8 +50,8 @@ def measure(model: Model, texts: Sequence[Path], max_length: int) -> dict[str, d
     engine.model.model.rotary_emb = engine.rotary  # engines of other RoPE bases share the model
     harness = HFLM(pretrained=engine.model, tokenizer=model.tokenizer.tokenizer, batch_size=1, max_length=max_length)
     manager = TaskManager(include_defaults=False)
-    group = {"group": "perplexity", "task": [task_of(path) for path in texts]}
-    found = lm_eval.simple_evaluate(harness, tasks=[group], bootstrap_iters=0, task_manager=manager)
+    tasks = [task_of(path) for path in texts]
+    found = lm_eval.simple_evaluate(harness, tasks=tasks, bootstrap_iters=0, task_manager=manager)
     assert found is not None
     results = found["results"]
     return {path.stem: {name: results[f"perplexity_{path.stem}"][f"{name},none"] for name in METRICS} for path in texts}
@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, required=True, help="tokens that are read at once")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
+    for path in arguments.texts:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; examples/small_model/held_out.py writes it")
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     for place in name_places(arguments.model):
         if place.name not in results:

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import runpy
 import sys
 from pydoc_data.topics import topics
 
@@ -43,7 +42,7 @@ def test_a_short_text_is_the_start_of_the_long_one(folder, tmp_path, monkeypatch
     documents.write_text(json.dumps({"document_id": "python-specialnames", "text": ""}) + "\n")
     flags = ["--tokenizer-model", folder, "--documents", documents, "--lengths", 32, 64, "--output", tmp_path]
     monkeypatch.setattr(sys, "argv", ["held_out.py", *map(str, flags)])
-    runpy.run_path(str(HERE / "held_out.py"), run_name="__main__")
+    load("held_out").main()
     short, long = ([json.loads(line)["text"] for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in (32, 64))
     assert len(short) == len(long) == 2
     for a, b in zip(short, long, strict=True):
