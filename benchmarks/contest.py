@@ -23,6 +23,7 @@ class Scale:
         memory: prompt tokens at which memory is compared.
         trl: prompt tokens and runs, against TRL.
         growth: prompt tokens, each twice the one before.
+        growth_runs: in turns, at every one of them.
         context: prompt tokens and runs, of context parallelism.
         head: rows, vocabulary and runs, of the head.
         pipeline: prompt tokens, answer tokens and runs, of the pipeline.
@@ -38,6 +39,7 @@ class Scale:
     memory: tuple[int, ...] = (8192,)
     trl: tuple[tuple[int, int], ...] = ((8192, 2),)
     growth: tuple[int, ...] = (2048, 4096, 8192, 16384)
+    growth_runs: int = 2
     context: tuple[int, int] = (8192, 3)
     head: tuple[int, int, int] = (2048, 152064, 5)
     pipeline: tuple[int, int, int] = (2048, 256, 3)
@@ -47,6 +49,12 @@ class Scale:
     answer: int = 256
     short: int = 1024
     threads: int = 2
+
+    def samples(self) -> str:
+        """Say of how many runs a figure is the median."""
+        step, trl = (", ".join(f"{runs} at {tokens // 1024}K" for tokens, runs in some) for some in (self.lengths, self.trl))
+        others = {"growth": self.growth_runs, "CP": self.context[1], "head": self.head[2], "PP": self.pipeline[2]}
+        return "; ".join([f"step {step}", f"TRL {trl}", *(f"{name} {runs}" for name, runs in others.items())])
 
 
 MAKE_BENCH = Scale()

@@ -19,7 +19,6 @@ from benchmarks.step import peak_of, problem_of, shape_of
 from megatron_longpo.utils.errors import run_command
 
 TIME_TARGET, MEMORY_TARGET = 1.10, 2.05
-ROUNDS = 2
 
 
 def times(problems: list[dict[str, Any]], models: str, rounds: int) -> list[list[dict[str, float]]]:
@@ -39,7 +38,7 @@ def cpu_seconds(bench: Bench, scale: Scale) -> dict[int, float]:
     problems = [dataclasses.asdict(problem_of(scale, prompt)) for prompt in scale.growth]
     job = Job(
         name=f"growth-{'-'.join(map(str, scale.growth))}", function="benchmarks.growth:times",
-        arguments={"problems": problems, "models": str(bench.models), "rounds": ROUNDS},
+        arguments={"problems": problems, "models": str(bench.models), "rounds": scale.growth_runs},
         threads=scale.threads, environment=reuse_freed_memory(),
     )  # fmt: skip
     found = bench.run(job)[0]

@@ -7,6 +7,8 @@ its own, one a rank: nothing that ran before is in their memory, their threads o
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import importlib
 import json
 import os
@@ -53,6 +55,16 @@ def reuse_freed_memory() -> dict[str, str]:
     return {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
 
 
+@functools.cache
+def hash_code() -> str:
+    """Fingerprint of what is measured and what measures it: a figure of other code is not this code's."""
+    digest = hashlib.sha256()
+    for folder in ("megatron_longpo", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 class Bench:
     """Where the models and results of a run of contests lie, and what is redone."""
 
@@ -67,7 +79,7 @@ class Bench:
         return self.folder / "models"
 
     def run(self, job: Job) -> list[Any]:
-        """The results of the job's ranks: kept ones of the same job, or measured now.
+        """The results of the job's ranks: kept ones of the same job and the same code, or measured now.
 
         Raises:
             UserError: if a rank fails.
@@ -78,14 +90,14 @@ class Bench:
         described = json.loads(json.dumps(dataclasses.asdict(job)))
         if kept.exists() and not self.force:
             found = json.loads(kept.read_text(encoding="utf-8"))
-            if found["job"] == described:
+            if found["job"] == described and found.get("code") == hash_code():
                 self._measured[job.name] = found["results"]
                 return self._measured[job.name]
         started = time.monotonic()
         print(f"measuring {job.name} ...", end="", file=sys.stderr, flush=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         results = self._measured[job.name] = _run_ranks(job, kept, self.timeout)
-        write_json(kept, {"job": described, "results": results})
+        write_json(kept, {"job": described, "code": hash_code(), "results": results})
         print(f" {time.monotonic() - started:.0f} s", file=sys.stderr)
         return results
 

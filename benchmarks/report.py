@@ -90,7 +90,7 @@ def page(
     lines = [
         "# Benchmarks",
         "",
-        "Made by the commands below from what they measured; do not edit. Text that is not measured is in `benchmarks/NOTES.md`.",
+        "Tables: made by these commands from what they measured; do not edit. Text below: `benchmarks/NOTES.md`, kept by hand.",
         "",
         "```bash",
         *commands,

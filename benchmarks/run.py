@@ -3,7 +3,8 @@
     make bench        under half an hour on two cores
     make bench-full   more lengths, more runs
 
-What was measured before is kept and not measured again (--force does); ``python -m benchmarks.step`` and so on run one contest.
+What was measured before with the same code is kept and not measured again (--force does);
+``python -m benchmarks.step`` and so on run one contest.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ def main() -> None:
     if os.getloadavg()[0] > 1:
         print(f"warning: the load average is {os.getloadavg()[0]:.1f}; others' work blurs times", file=sys.stderr)
     results: list[Result] = []
-    write_json(given.output / "machine.json", machine())
-    for done, rows in enumerate(run_all(bench, FULL if given.full else MAKE_BENCH), start=1):
+    scale = FULL if given.full else MAKE_BENCH
+    write_json(given.output / "machine.json", machine() | {"Runs whose median a time is": scale.samples()})
+    for done, rows in enumerate(run_all(bench, scale), start=1):
         print(console_table(rows) + "\n", flush=True)
         results += rows
         write_json(given.output / "results.json", [result.to_json() for result in results])

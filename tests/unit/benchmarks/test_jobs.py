@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import jobs
 from benchmarks.jobs import Bench, Job, keep_freed_memory_out
 from megatron_longpo.utils.errors import UserError
 
@@ -24,7 +25,9 @@ def calls(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_what_is_measured_is_kept_until_the_job_changes_or_force(tmp_path: Path) -> None:
+def test_what_is_measured_is_kept_until_the_job_or_the_code_changes_or_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "log"
     job = dataclasses.replace(JOB, arguments={"path": str(log)})
     first = Bench(tmp_path).run(job)
@@ -36,6 +39,9 @@ def test_what_is_measured_is_kept_until_the_job_changes_or_force(tmp_path: Path)
     forced.run(job)
     forced.run(job)  # once a run
     assert calls(log) == 3
+    monkeypatch.setattr(jobs, "hash_code", lambda: "of other code")
+    Bench(tmp_path).run(job)
+    assert calls(log) == 4
 
 
 def test_each_rank_has_a_process_with_the_job_s_environment(tmp_path: Path) -> None:
