@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_longpo.config.schema import OptimizerConfig, ReferenceConfig, RunConfig, TrainingConfig
+from megatron_longpo.config.schema import DataConfig, OptimizerConfig, ReferenceConfig, RunConfig, TrainingConfig
 from megatron_longpo.estimation.flops import pair_flops, two_pass_flops
 from megatron_longpo.estimation.layouts import Machine, Plan, paste_flags, plan_layouts
 from megatron_longpo.estimation.models import MODELS
@@ -91,6 +91,7 @@ def read_run(arguments: argparse.Namespace) -> tuple[RunConfig, PairShape, Machi
     if not 0 <= arguments.reserve_gib < arguments.device_gib:
         raise UserError(f"--reserve-gib {arguments.reserve_gib} must be less than --device-gib {arguments.device_gib}")
     config = RunConfig(
+        data=DataConfig(prefix_sharing=not arguments.no_prefix_sharing),
         optimizer=OptimizerConfig(optimizer=arguments.optimizer),
         reference=ReferenceConfig(reference="live" if arguments.live_reference else "cache"),
         training=TrainingConfig(

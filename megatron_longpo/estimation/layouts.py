@@ -129,7 +129,7 @@ def evaluate(architecture: ModelArchitecture, config: RunConfig, shape: PairShap
 def paste_flags(config: RunConfig) -> str:
     """The flags of a layout, as the training command takes them: what differs from the defaults."""
     words = []
-    for group in ("parallel", "optimizer", "training"):
+    for group in ("parallel", "data", "reference", "optimizer", "training"):
         for info in group_fields(group):
             value = getattr(getattr(config, group), info.name)
             if value in (info.default, None):

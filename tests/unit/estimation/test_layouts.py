@@ -11,7 +11,15 @@ import pytest
 
 from megatron_longpo.config.cli import parse_args
 from megatron_longpo.config.layout import check_layout
-from megatron_longpo.config.schema import LoraConfig, OptimizerConfig, ParallelConfig, ReferenceConfig, RunConfig, TrainingConfig
+from megatron_longpo.config.schema import (
+    DataConfig,
+    LoraConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ReferenceConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from megatron_longpo.estimation.flops import pair_flops, recompute_flops, two_pass_flops
 from megatron_longpo.estimation.layouts import Machine, evaluate, paste_flags, plan_layouts
 from megatron_longpo.estimation.memory import CAUSES, estimate_memory
@@ -56,7 +64,13 @@ def test_rows_and_score_pairs_are_those_of_the_packed_sequence(sharing: bool) ->
 
 
 @pytest.mark.parametrize(
-    "base", [BF16, dataclasses.replace(BF16, optimizer=OptimizerConfig(optimizer="sgd"))], ids=["adam", "sgd"]
+    "base",
+    [
+        BF16,
+        dataclasses.replace(BF16, optimizer=OptimizerConfig(optimizer="sgd")),
+        dataclasses.replace(BF16, reference=ReferenceConfig(reference="live"), data=DataConfig(prefix_sharing=False)),
+    ],
+    ids=["adam", "sgd", "live reference, no sharing"],
 )
 def test_the_flags_of_a_plan_make_the_run_that_was_planned(base: RunConfig) -> None:
     plans = plan_layouts(MISTRAL, base, LONG, NODE)
@@ -65,6 +79,7 @@ def test_the_flags_of_a_plan_make_the_run_that_was_planned(base: RunConfig) -> N
     for plan in plans:
         config = parse_args([*GIVEN, *shlex.split(paste_flags(plan.config))], world_size=8)
         assert (config.parallel, config.optimizer) == (plan.config.parallel, plan.config.optimizer)
+        assert (config.reference, config.data.prefix_sharing) == (base.reference, base.data.prefix_sharing)
         assert dataclasses.replace(config.training, num_epochs=None) == plan.config.training
         check_layout(config.parallel, MISTRAL, 8)
         assert plan.memory.peak == sum(values(plan)["bytes"][cause] for cause in CAUSES) <= NODE.usable_bytes
