@@ -16,7 +16,7 @@ from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.parallel import cpu_backend
 from megatron_longpo.utils.errors import UserError
 
-_CONSOLE = ("loss", "nll_loss", "preference_loss", "rewards/margins", "rewards/accuracies", "grad_norm")
+_CONSOLE = ("loss", "nll_loss", "preference_loss", "rewards/margins", "rewards/accuracies", "grad_norm", "context_balance")
 
 
 def peak_memory_bytes() -> int:
