@@ -133,15 +133,36 @@ def test_a_tensor_rank_s_heads_can_be_traded(workers: Workers, tmp_path: Path) -
     assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
 
 
+@pytest.fixture(scope="module")
+def qwen3_straight(
+    qwen3: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, float]]]:
+    """Three iterations in one process."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, workers.run(1, train_and_dump, config_for(qwen3, Layout()), str(folder), 3)[0]["metrics"]
+
+
 @pytest.mark.parametrize("layout", [Layout(tp=2), Layout(tp=2, sp=True), Layout(pp=2), Layout(tp=2, sp=True, cp=2)], ids=str)
 def test_qk_norms_and_tied_embeddings_train_alike_in_every_layout(
-    layout: Layout, qwen3: Scenario, workers: Workers, tmp_path: Path
+    layout: Layout, qwen3: Scenario, qwen3_straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
 ) -> None:
-    one = workers.run(1, train_and_dump, config_for(qwen3, Layout()), str(tmp_path / "one"), 3)[0]
-    found = workers.run(layout.world_size, train_and_dump, config_for(qwen3, layout), str(tmp_path / "many"), 3)[0]
-    assert_same_metrics(one["metrics"], found["metrics"])
-    assert_same_tensors(tmp_path / "one" / "gradients", tmp_path / "many" / "gradients", TOLERANCE)
-    assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
+    folder, expected = qwen3_straight
+    found = workers.run(layout.world_size, train_and_dump, config_for(qwen3, layout), str(tmp_path), 3)[0]
+    assert_same_metrics(expected, found["metrics"])
+    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
+    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+
+
+@pytest.fixture(scope="module", params=["adam", "rmsprop"])
+def updates(
+    request: pytest.FixtureRequest, llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path, list[dict[str, float]]]:
+    """An optimizer's settings, and three iterations with it in one process."""
+    # a large epsilon: Adam would otherwise amplify the round-off of near-zero gradients to the size of the learning rate
+    settings = {"optimizer": request.param, "lr": 1e-3, "adam_eps": 1e-3, "rmsprop_eps": 1e-3, "clip_grad": 1.0}
+    folder = tmp_path_factory.mktemp("straight")
+    one = workers.run(1, train_and_dump, config_for(llama, Layout(), **settings), str(folder), 3)[0]
+    return settings, folder, one["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -154,13 +175,14 @@ def test_qk_norms_and_tied_embeddings_train_alike_in_every_layout(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_the_distributed_optimizer_makes_the_same_updates(
-    layout: Layout, optimizer: str, llama: Scenario, workers: Workers, tmp_path: Path
+    layout: Layout,
+    updates: tuple[dict[str, Any], Path, list[dict[str, float]]],
+    llama: Scenario,
+    workers: Workers,
+    tmp_path: Path,
 ) -> None:
-    # a large epsilon: Adam would otherwise amplify the round-off of near-zero gradients to the size of the learning rate
-    settings = {"optimizer": optimizer, "lr": 1e-3, "adam_eps": 1e-3, "rmsprop_eps": 1e-3, "clip_grad": 1.0}
-    one = workers.run(1, train_and_dump, config_for(llama, Layout(), **settings), str(tmp_path / "one"), 3)[0]
-    found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout, **settings), str(tmp_path / "many"), 3)[0]
-    assert_same_metrics(one["metrics"], found["metrics"])
-    assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
+    settings, folder, expected = updates
+    found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout, **settings), str(tmp_path), 3)[0]
+    assert_same_metrics(expected, found["metrics"])
+    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)

@@ -13,6 +13,8 @@ from tests.support.scenario import Scenario, with_fields
 from tests.support.workers import Workers
 
 LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8.0}
+# a large epsilon: Adam would otherwise amplify the round-off of near-zero gradients to the size of the learning rate
+ADAM: dict[str, Any] = {**LORA, "optimizer": "adam", "lr": 1e-3, "adam_eps": 1e-3, "clip_grad": 0.5}
 LAYOUTS = [
     Layout(tp=2),
     Layout(tp=2, sp=True),
@@ -43,6 +45,15 @@ def test_loss_gradients_and_adapters_do_not_depend_on_the_layout(
     assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
 
 
+@pytest.fixture(scope="module")
+def updates(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    """Three iterations with `ADAM` in one process."""
+    folder = tmp_path_factory.mktemp("straight")
+    metrics = workers.run(1, train_and_dump, config_for(llama, Layout(), **ADAM), str(folder), 3)[0]["metrics"]
+    assert metrics[0]["grad_norm"] > 0.5, "nothing is clipped"
+    return folder, metrics
+
+
 @pytest.mark.parametrize(
     ("layout", "param_gather"),
     [
@@ -53,16 +64,18 @@ def test_loss_gradients_and_adapters_do_not_depend_on_the_layout(
     ids=["dp2", "dp2-overlap", "tp2-sp-dp2"],
 )
 def test_the_distributed_optimizer_makes_the_same_updates(
-    layout: Layout, param_gather: bool, llama: Scenario, workers: Workers, tmp_path: Path
+    layout: Layout,
+    param_gather: bool,
+    llama: Scenario,
+    updates: tuple[Path, list[dict[str, float]]],
+    workers: Workers,
+    tmp_path: Path,
 ) -> None:
-    # a large epsilon: Adam would otherwise amplify the round-off of near-zero gradients to the size of the learning rate
-    settings = {**LORA, "optimizer": "adam", "lr": 1e-3, "adam_eps": 1e-3, "clip_grad": 0.5}
-    one = workers.run(1, train_and_dump, config_for(llama, Layout(), **settings), str(tmp_path / "one"), 3)[0]
-    config = with_fields(config_for(llama, layout, **settings), overlap_param_gather=param_gather)
-    found = workers.run(layout.world_size, train_and_dump, config, str(tmp_path / "many"), 3)[0]
-    assert one["metrics"][0]["grad_norm"] > 0.5, "nothing is clipped"
-    assert_same_metrics(one["metrics"], found["metrics"])
-    assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
+    folder, expected = updates
+    config = with_fields(config_for(llama, layout, **ADAM), overlap_param_gather=param_gather)
+    found = workers.run(layout.world_size, train_and_dump, config, str(tmp_path), 3)[0]
+    assert_same_metrics(expected, found["metrics"])
+    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
 
 
 @pytest.mark.parametrize(
