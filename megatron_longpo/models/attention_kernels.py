@@ -7,7 +7,8 @@ groups only: the kernels read grouped heads as they are. The kernel is chosen by
 * CUDA with the flash-attn package: its ``_flash_attn_forward`` and ``_flash_attn_backward`` (flash-attn 2.7 and 2.8).
 * CUDA without: PyTorch's ``aten::_scaled_dot_product_flash_attention`` and its backward (signatures of PyTorch 2.13).
 
-Neither CUDA kernel has been run on a GPU yet; ``tests/gpu`` is what to run there.
+Neither CUDA kernel has been run on a GPU yet; ``tests/gpu`` is what to run there. Both are called below the wrappers that make
+tensors contiguous, so that is seen to here.
 
 A block's backward takes the *merged* output and log-sum-exp of all blocks of its queries: it needs them only for the row
 normaliser and for ``rowsum(dO * O)``, so the sum of the blocks' gradients is exact.
@@ -80,6 +81,10 @@ def select_kernel(device_type: str, dtype: torch.dtype) -> AttentionKernel:
     return AttentionKernel("PyTorch's CUDA flash attention", _cuda_forward, _cuda_backward)
 
 
+def _kernel_for(query: Tensor) -> AttentionKernel:
+    return select_kernel(query.device.type, query.dtype)
+
+
 def block_forward(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """Attend one block.
 
@@ -96,7 +101,7 @@ def block_forward(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, sc
     """
     if causal and query.size(2) != key.size(2):
         raise ValueError(f"a causal block needs as many queries as keys, got {query.size(2)} and {key.size(2)}")
-    return select_kernel(query.device.type, query.dtype).forward(query, key, value, causal, scale)
+    return _kernel_for(query).forward(query, key, value, causal, scale)
 
 
 def block_backward(
@@ -117,7 +122,7 @@ def block_backward(
     Returns:
         Gradients of query, key and value, in their shapes.
     """
-    return select_kernel(query.device.type, query.dtype).backward(grad, query, key, value, out, lse, causal, scale)
+    return _kernel_for(query).backward(grad, query, key, value, out, lse, causal, scale)
 
 
 def _cpu_forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -142,6 +147,9 @@ def _cuda_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     no_dropout = torch.zeros((), dtype=torch.int64, device=query.device)
     lengths = (None, None, query.size(2), key.size(2))
+    # The kernel reads the log-sum-exp from its address on, without strides: of a slice of rows it would silently read others'.
+    # Of query, key and value it reads the strides, and grad and out it makes contiguous by itself.
+    lse = lse.contiguous()
     grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
         grad, query, key, value, out, lse, *lengths, 0.0, causal, no_dropout, no_dropout, scale=scale
     )
@@ -176,8 +184,7 @@ def _package_backward(
 
     grad, query, key, value, out = (states.transpose(1, 2) for states in (grad, query, key, value, out))
     made = [torch.empty_like(states, memory_format=torch.contiguous_format) for states in (query, key, value)]
-    _flash_attn_backward(
-        *(grad, query, key, value, out, lse.contiguous(), *made), **_package_settings(causal, scale), deterministic=False
-    )
+    lse = lse.contiguous()  # read without strides; of the others the package reads strides, or copies them
+    _flash_attn_backward(*(grad, query, key, value, out, lse, *made), **_package_settings(causal, scale), deterministic=False)
     d_query, d_key, d_value = (states.transpose(1, 2) for states in made)
     return d_query, d_key, d_value

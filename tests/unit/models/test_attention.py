@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,18 +11,8 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
-from megatron_longpo.models import attention_kernels
 from megatron_longpo.models.attention import PackedAttention, PackedCoreAttention, PlannedAttention
-from megatron_longpo.models.attention_kernels import (
-    AttentionKernel,
-    _cpu_backward,
-    _cpu_forward,
-    _package_backward,
-    _package_forward,
-    block_backward,
-    block_forward,
-    select_kernel,
-)
+from megatron_longpo.models.attention_kernels import block_backward, block_forward
 from megatron_longpo.models.attention_plan import build_plan
 from megatron_longpo.models.engine_attention import EngineCoreAttention
 from megatron_longpo.models.layer_spec import core_attention
@@ -138,74 +127,3 @@ def test_transformer_engine_s_attention_is_refused_where_it_cannot_run() -> None
     if not uses_transformer_engine():
         with pytest.raises(UserError, match="needs Transformer Engine and a GPU"):
             core_attention("te")
-
-
-class FlashAttnPackage(ModuleType):
-    """Stands for flash-attn's interface: checks what it is given, and answers with PyTorch's CPU kernel."""
-
-    def __init__(self) -> None:
-        super().__init__("flash_attn.flash_attn_interface")
-        self._flash_attn_forward, self._flash_attn_backward = self.forward, self.backward
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, return_softmax: bool, **plain: Any) -> tuple[Tensor | None, ...]:
-        assert not return_softmax
-        out, lse = _cpu_forward(*(states.transpose(1, 2) for states in (q, k, v)), *self.checked(**plain))
-        return out.transpose(1, 2), lse, None, None
-
-    def backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
-        *, deterministic: bool, rng_state: Any = None, **plain: Any,
-    ) -> None:  # fmt: skip
-        assert not deterministic
-        assert softmax_lse.is_contiguous()
-        heads_second = [states.transpose(1, 2) for states in (dout, q, k, v, out)]
-        for made, grad in zip((dq, dk, dv), _cpu_backward(*heads_second, softmax_lse, *self.checked(**plain)), strict=True):
-            assert made.is_contiguous()
-            made.copy_(grad.transpose(1, 2))
-
-    @staticmethod
-    def checked(
-        *, dropout_p: float, softmax_scale: float, causal: bool, window_size_left: int, window_size_right: int, softcap: float,
-        alibi_slopes: Any,
-    ) -> tuple[bool, float]:  # fmt: skip
-        assert (dropout_p, window_size_left, window_size_right, softcap, alibi_slopes) == (0.0, -1, -1, 0.0, None)
-        return causal, softmax_scale
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_flash_attn_gets_what_makes_it_the_same_attention(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package itself needs a GPU; names, order, layout and alignment of its arguments are checked against its signature."""
-    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
-    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", FlashAttnPackage())
-    package = AttentionKernel("flash-attn", _package_forward, _package_backward)
-    monkeypatch.setattr(attention_kernels, "select_kernel", lambda device, dtype: package)
-    test_planned_attention_is_dense_attention(tree, torch.float64, 1e-12)
-
-
-def test_the_kernel_is_chosen_by_device_precision_and_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = select_kernel.__wrapped__
-    assert "CPU" in chosen("cpu", torch.float32).name
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "PyTorch's CUDA" in chosen("cuda", torch.bfloat16).name
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "flash_attn" else None)
-    assert chosen("cuda", torch.float16).name == "flash-attn"
-    with pytest.raises(UserError, match=r"needs --bf16: flash kernels do not take float32"):
-        chosen("cuda", torch.float32)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_cuda_operators_accept_the_arguments_they_are_given(causal: bool) -> None:
-    """On fake CUDA tensors: signatures, ranks and dtypes are checked by PyTorch's own shape functions; nothing is computed."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        del mode
-        query = torch.empty(1, 8, 64, 64, device="cuda", dtype=torch.bfloat16)
-        key = torch.empty(1, 8, 64, 64, device="cuda", dtype=torch.bfloat16)
-        out, lse = block_forward(query, key, key, causal=causal, scale=0.125)
-        assert out.shape == query.shape
-        assert out.dtype == torch.bfloat16
-        assert lse.shape == (1, 8, 64)
-        assert lse.dtype == torch.float32
-        grads = block_backward(out, query, key, key, out, lse, causal=causal, scale=0.125)
-        assert [grad.shape for grad in grads] == [query.shape, key.shape, key.shape]
