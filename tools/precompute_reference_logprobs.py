@@ -52,7 +52,7 @@ def main() -> None:
     from megatron_longpo.training.precompute import fill_cache, open_cache
     from megatron_longpo.training.pretrained import (
         build_frozen_model,
-        check_precision,
+        check_hardware,
         read_record,
         reference_fingerprint,
         with_rotary_base,
@@ -62,7 +62,7 @@ def main() -> None:
     record = read_record(checkpoint)
     architecture = with_rotary_base(record.architecture, reference.reference_rotary_base)
     check_layout(parallel, architecture, int(os.environ.get("WORLD_SIZE", "1")))
-    check_precision(training)
+    check_hardware(training, architecture)
     datasets = [PreferenceDataset(prefix) for prefix in arguments.data_path]
     longest = max((side["maximum"] for dataset in datasets for side in dataset.manifest.lengths.values()), default=0)
     parallel, _ = choose_exchange(parallel, architecture, int(longest), bytes_per_element=2 if training.bf16 else 4)

@@ -7,8 +7,8 @@ groups only: the kernels read grouped heads as they are. The kernel is chosen by
 * CUDA with the flash-attn package: its ``_flash_attn_forward`` and ``_flash_attn_backward`` (flash-attn 2.7 and 2.8).
 * CUDA without: PyTorch's ``aten::_scaled_dot_product_flash_attention`` and its backward (signatures of PyTorch 2.13).
 
-Neither CUDA kernel has been run on a GPU yet; ``tests/gpu`` is what to run there. Both are called below the wrappers that make
-tensors contiguous, so that is seen to here.
+Neither CUDA kernel has been run on a GPU yet; ``tests/gpu`` is what to run there. Both are called below the wrappers that pad
+heads and make tensors contiguous, so that is seen to here.
 
 A block's backward takes the *merged* output and log-sum-exp of all blocks of its queries: it needs them only for the row
 normaliser and for ``rowsum(dO * O)``, so the sum of the blocks' gradients is exact.
@@ -66,23 +66,29 @@ class AttentionKernel:
 
 
 @functools.cache
-def select_kernel(device_type: str, dtype: torch.dtype) -> AttentionKernel:
-    """The kernel for tensors of a device and dtype.
+def select_kernel(device_type: str, dtype: torch.dtype, head_dim: int) -> AttentionKernel:
+    """The kernel for tensors of a device, a dtype and a head dimension.
 
     Raises:
-        UserError: on a GPU for anything but bf16 and fp16, which flash kernels take alone.
+        UserError: on a GPU for what flash kernels do not take: a dtype other than bf16 and fp16, or a head dimension that is no
+            multiple of 8 or above 256.
     """
     if device_type == "cpu":
         return AttentionKernel("PyTorch's CPU flash attention", _cpu_forward, _cpu_backward)
     if dtype not in (torch.bfloat16, torch.float16):
         raise UserError(f"attention on a GPU needs --bf16: flash kernels do not take {str(dtype).removeprefix('torch.')}")
+    if head_dim % 8 or head_dim > 256:
+        raise UserError(
+            f"flash kernels on a GPU take heads of 8, 16, ... or 256 channels, and this model's have {head_dim}; "
+            "train it on a CPU, or take another model (with --random-init: another --kv-channels)"
+        )
     if importlib.util.find_spec("flash_attn") is not None:
         return AttentionKernel("flash-attn", _package_forward, _package_backward)
     return AttentionKernel("PyTorch's CUDA flash attention", _cuda_forward, _cuda_backward)
 
 
 def _kernel_for(query: Tensor) -> AttentionKernel:
-    return select_kernel(query.device.type, query.dtype)
+    return select_kernel(query.device.type, query.dtype, query.size(-1))
 
 
 def block_forward(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

@@ -30,15 +30,16 @@ def read_record(path: str) -> ModelRecord:
     return whole_model(find_iteration(Path(path)))
 
 
-def check_precision(training: TrainingConfig) -> None:
-    """Refuse bf16 where the hardware would emulate it, and fp32 where attention cannot take it.
+def check_hardware(training: TrainingConfig, architecture: ModelArchitecture) -> None:
+    """Refuse bf16 where the hardware would emulate it, and a precision or heads that attention cannot take there.
 
     Raises:
-        UserError: on a CPU without bf16 arithmetic; on a GPU without ``--bf16``.
+        UserError: on a CPU without bf16 arithmetic; on a GPU without ``--bf16``, or with heads that flash kernels do not take.
     """
     if training.bf16 and not cpu_backend.has_native_bf16():
         raise UserError("--bf16 needs a GPU, or a CPU with AMX or AVX-512 bf16; this machine has neither, so leave it out (fp32)")
-    select_kernel(cpu_backend.device().type, torch.bfloat16 if training.bf16 else torch.float32)
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    select_kernel(cpu_backend.device().type, dtype, architecture.kv_channels)
 
 
 def with_rotary_base(architecture: ModelArchitecture, base: float | None) -> ModelArchitecture:

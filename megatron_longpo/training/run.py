@@ -31,7 +31,7 @@ from megatron_longpo.training.logs import RunLog
 from megatron_longpo.training.loop import Run, train
 from megatron_longpo.training.memory_options import check_offload, check_recompute
 from megatron_longpo.training.optimizer import Schedule, build_optimizer
-from megatron_longpo.training.pretrained import check_precision, read_record
+from megatron_longpo.training.pretrained import check_hardware, read_record
 from megatron_longpo.training.reference import RunReference
 from megatron_longpo.training.step import StepContext, wrap_data_parallel
 from megatron_longpo.training.task_evaluation import TaskEvaluation
@@ -51,7 +51,7 @@ def pretrain(config: RunConfig) -> TrainState:
     record = read_record(config.model.pretrained_checkpoint)
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", 1)))
-    check_precision(config.training)
+    check_hardware(config.training, architecture)
     check_recompute(config, architecture)
     check_offload(config, architecture.num_layers)
     config, reason = settle_exchange(config, architecture)

@@ -10,7 +10,7 @@ from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.models.transformer_config import apply_overrides, virtual_pipeline_size
 from megatron_longpo.parallel import state as parallel_state
 from megatron_longpo.training.data import open_data
-from megatron_longpo.training.pretrained import build_frozen_model, check_precision, read_record
+from megatron_longpo.training.pretrained import build_frozen_model, check_hardware, read_record
 from megatron_longpo.training.reference import RunReference
 from megatron_longpo.training.step import StepContext
 from megatron_longpo.training.validation import evaluate
@@ -29,7 +29,7 @@ def score_dataset(config: RunConfig) -> dict[str, float]:
     record = read_record(checkpoint)
     architecture = apply_overrides(record.architecture, config.model, config.data.seq_length)
     check_layout(config.parallel, architecture, int(os.environ.get("WORLD_SIZE", "1")))
-    check_precision(config.training)
+    check_hardware(config.training, architecture)
     config, _ = settle_exchange(config, architecture)
     data = open_data(config.data, config.training.seed, architecture)
     state = parallel_state.initialize(config.parallel, config.training.seed, virtual_pipeline_size(architecture, config.parallel))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from megatron_longpo.config.schema import TrainingConfig
 from megatron_longpo.models import attention_kernels
 from megatron_longpo.models.attention_kernels import (
     AttentionKernel,
@@ -23,6 +24,8 @@ from megatron_longpo.models.attention_kernels import (
     block_forward,
     select_kernel,
 )
+from megatron_longpo.parallel import cpu_backend
+from megatron_longpo.training.pretrained import check_hardware
 from megatron_longpo.utils.errors import UserError
 from tests.support.attention_blocks import check_blocks
 from tests.unit.models import test_attention
@@ -121,7 +124,7 @@ def test_a_gpu_s_kernel_gets_what_makes_it_the_same_attention(
     tree: str, kernel: AttentionKernel, operators: CudaOperators, package: FlashAttnPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names, order, layout and alignment of arguments are checked against signatures; the kernels themselves need a GPU."""
-    monkeypatch.setattr(attention_kernels, "select_kernel", lambda device, dtype: kernel)
+    monkeypatch.setattr(attention_kernels, "select_kernel", lambda device, dtype, head_dim: kernel)
     test_attention.test_planned_attention_is_dense_attention(tree, torch.float64, 1e-12)
 
 
@@ -156,13 +159,30 @@ def test_the_check_of_blocks_sees_a_log_sum_exp_that_is_read_without_strides() -
 
 def test_the_kernel_is_chosen_by_device_precision_and_package(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = select_kernel.__wrapped__
-    assert "CPU" in chosen("cpu", torch.float32).name
+    assert "CPU" in chosen("cpu", torch.float32, 64).name
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "PyTorch's CUDA" in chosen("cuda", torch.bfloat16).name
+    assert "PyTorch's CUDA" in chosen("cuda", torch.bfloat16, 64).name
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "flash_attn" else None)
-    assert chosen("cuda", torch.float16).name == "flash-attn"
+    assert chosen("cuda", torch.float16, 64).name == "flash-attn"
     with pytest.raises(UserError, match=r"needs --bf16: flash kernels do not take float32"):
-        chosen("cuda", torch.float32)
+        chosen("cuda", torch.float32, 64)
+
+
+@pytest.mark.parametrize("head_dim", [4, 20, 100, 264])
+def test_heads_that_flash_kernels_do_not_take_are_refused_on_a_gpu_alone(head_dim: int) -> None:
+    chosen = select_kernel.__wrapped__
+    with pytest.raises(UserError, match=rf"8, 16, \.\.\. or 256 channels, and this model's have {head_dim}; train it on a CPU"):
+        chosen("cuda", torch.bfloat16, head_dim)
+    assert "CPU" in chosen("cpu", torch.bfloat16, head_dim).name
+    assert "CPU" not in chosen("cuda", torch.bfloat16, 256).name
+
+
+def test_heads_are_looked_at_before_a_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_backend, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(cpu_backend, "has_native_bf16", lambda: True)
+    check_hardware(TrainingConfig(bf16=True), SimpleNamespace(kv_channels=64))
+    with pytest.raises(UserError, match="this model's have 20"):
+        check_hardware(TrainingConfig(bf16=True), SimpleNamespace(kv_channels=20))
 
 
 @pytest.mark.parametrize("causal", [True, False])
