@@ -250,7 +250,9 @@ class TrainingConfig:
     eval_iters: int | None = None
     """Global batches of one validation. Default: the whole held-out split."""
     deterministic_mode: bool = True
-    """Ask PyTorch for deterministic algorithms, so that a resumed run equals the uninterrupted one bit for bit."""
+    """Ask PyTorch for deterministic algorithms where it has them. On a CPU a resumed run then equals the uninterrupted one bit
+    for bit. On a GPU this is not promised: flash-attn's backward becomes deterministic, for more time and memory, but PyTorch's
+    own flash attention does not, and PyTorch warns of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

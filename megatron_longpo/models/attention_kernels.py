@@ -191,6 +191,9 @@ def _package_backward(
     grad, query, key, value, out = (states.transpose(1, 2) for states in (grad, query, key, value, out))
     made = [torch.empty_like(states, memory_format=torch.contiguous_format) for states in (query, key, value)]
     lse = lse.contiguous()  # read without strides; of the others the package reads strides, or copies them
-    _flash_attn_backward(*(grad, query, key, value, out, lse, *made), **_package_settings(causal, scale), deterministic=False)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    _flash_attn_backward(
+        *(grad, query, key, value, out, lse, *made), **_package_settings(causal, scale), deterministic=deterministic
+    )
     d_query, d_key, d_value = (states.transpose(1, 2) for states in made)
     return d_query, d_key, d_value

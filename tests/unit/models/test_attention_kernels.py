@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,7 @@ class FlashAttnPackage(ModuleType):
         super().__init__("flash_attn.flash_attn_interface")
         self._flash_attn_forward, self._flash_attn_backward = self.forward, self.backward
         self.read_without_strides: list[Tensor] = []
+        self.deterministic = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, return_softmax: bool, **plain: Any) -> tuple[Tensor | None, ...]:
         assert not return_softmax
@@ -85,7 +87,7 @@ class FlashAttnPackage(ModuleType):
         self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, dq: Tensor, dk: Tensor,
         dv: Tensor, *, deterministic: bool, rng_state: Any = None, **plain: Any,
     ) -> None:  # fmt: skip
-        assert not deterministic
+        self.deterministic = deterministic
         self.read_without_strides.append(softmax_lse)
         heads_second = [states.transpose(1, 2) for states in (dout, q, k, v, out)]
         grads = _cpu_backward(*heads_second, by_address(softmax_lse), *self.checked(**plain))
@@ -116,6 +118,14 @@ def package(monkeypatch: pytest.MonkeyPatch) -> FlashAttnPackage:
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", fake)
     return fake
+
+
+@pytest.fixture
+def determinism() -> Iterator[None]:
+    """What a run asks of PyTorch unless it is told not to."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("kernel", [CUDA, PACKAGE], ids=lambda kernel: kernel.name)
@@ -155,6 +165,17 @@ def test_the_check_of_blocks_sees_a_log_sum_exp_that_is_read_without_strides() -
     for chains in TREES.values():
         with pytest.raises(AssertionError, match=r"d query of Block.*of the largest value"):
             check_blocks(kernel, chains, inputs(chains[-1].end, torch.bfloat16), 2e-2)
+
+
+@pytest.mark.usefixtures("determinism")
+def test_flash_attn_is_deterministic_where_pytorch_is_asked_to_be(package: FlashAttnPackage) -> None:
+    check_blocks(PACKAGE, TREES["pair"], inputs(TREES["pair"][-1].end, torch.float64), 1e-10)
+    assert package.deterministic
+
+
+def test_flash_attn_is_fast_where_pytorch_is_not_asked_to_be_deterministic(package: FlashAttnPackage) -> None:
+    check_blocks(PACKAGE, TREES["pair"], inputs(TREES["pair"][-1].end, torch.float64), 1e-10)
+    assert not package.deterministic
 
 
 def test_the_kernel_is_chosen_by_device_precision_and_package(monkeypatch: pytest.MonkeyPatch) -> None:
