@@ -10,7 +10,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron_longpo.config.schema import ModelConfig, ParallelConfig, TrainingConfig
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.parallel import cpu_backend
-from megatron_longpo.utils.optional import has_apex, has_transformer_engine
+from megatron_longpo.utils.optional import has_fused_weight_gradients, has_transformer_engine
 
 _OVERRIDES = (
     "num_layers",
@@ -96,7 +96,7 @@ def build_transformer_config(
         use_te_activation_func=not engine,  # the switch for a module of the layer spec: `models.swiglu.SwiGLU`
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
-        gradient_accumulation_fusion=cpu_backend.has_cuda() and (engine or has_apex()),
+        gradient_accumulation_fusion=cpu_backend.has_cuda() and has_fused_weight_gradients(),
         deterministic_mode=False,
     )
 

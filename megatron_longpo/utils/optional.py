@@ -13,9 +13,9 @@ def has_transformer_engine() -> bool:
         return False
 
 
-def has_apex() -> bool:
-    """Whether NVIDIA's Apex is installed (the ``apex`` of PyPI is another project: it has no ``apex.optimizers``)."""
-    try:
-        return importlib.util.find_spec("apex.optimizers") is not None
-    except ModuleNotFoundError:
-        return False
+def has_fused_weight_gradients() -> bool:
+    """Whether the CUDA extension is built that adds weight gradients inside the matrix multiplication (a part of NVIDIA's Apex).
+
+    Megatron-Core's own linears, the head among them, refuse to be built for it without, Transformer Engine or not.
+    """
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
