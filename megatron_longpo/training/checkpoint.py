@@ -38,6 +38,7 @@ from megatron_longpo.training.optimizer_state import after_load, before_load, sh
 from megatron_longpo.utils.errors import UserError
 
 CONFIG_FILE = "config.json"
+_EXTRA_STATE = "_extra_state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def load_weights(model: Sequence[LogProbGPTModel], path: str) -> None:
     Parallel: all ranks; each reads its shards.
     """
     folder = _readable_iteration(path)
-    loaded = dist_checkpointing.load(model_state(model), str(folder))
+    loaded = dist_checkpointing.load(_without_extra_states(model_state(model)), str(folder))
     _load_model(model, loaded)
 
 
@@ -103,10 +104,24 @@ def _readable_iteration(path: str) -> Path:
     return folder
 
 
+def _without_extra_states(state: dict[str, Any]) -> dict[str, Any]:
+    """A model's sharded state as a load asks for it.
+
+    An extra state is where Transformer Engine keeps its FP8 scales: here it is always empty. Which modules have one depends on
+    its version, and a checkpoint that was made without it lacks most of them.
+    """
+    return {
+        chunk: {name: shard for name, shard in shards.items() if not name.endswith(_EXTRA_STATE)}
+        for chunk, shards in state.items()
+    }
+
+
 def _load_model(model: Sequence[LogProbGPTModel], loaded: dict[str, Any]) -> None:
     for index, chunk in enumerate(model):
+        weights = loaded["model" if len(model) == 1 else f"model{index}"]
+        empty = {name: None for name in chunk.state_dict() if name.endswith(_EXTRA_STATE)}
         # a load fails by itself where the checkpoint lacks something that was asked for
-        chunk.load_state_dict(loaded["model" if len(model) == 1 else f"model{index}"], strict=not has_adapters(chunk))
+        chunk.load_state_dict({**weights, **empty}, strict=not has_adapters(chunk))
 
 
 def _random_state(state: ParallelState) -> ShardedObject:
@@ -180,6 +195,7 @@ class Checkpointer:
     def _state_dict(self, train_state: TrainState, *, is_loading: bool) -> dict[str, Any]:
         sharded = model_state(self._chunks)
         if is_loading:
+            sharded = _without_extra_states(sharded)
             before_load(self._optimizer)
         optimizer = sharded_state(self._optimizer, sharded, is_loading=is_loading)
         progress = {"train_state": dataclasses.asdict(train_state)} if not is_loading else {}

@@ -9,16 +9,16 @@ import torch
 
 
 def fill_adapters(chunks: Sequence[Any]) -> None:
-    """Give each ``B`` values that depend on the layer and the part alone, whatever the layout."""
+    """Give each ``B`` values that depend on the layer and the part alone, whatever the layout and the other modules."""
     for chunk in chunks:
         for layer in chunk.decoder.layers:
-            for number, (name, parameter) in enumerate(sorted(layer.named_parameters())):
-                if name.endswith("_B"):
-                    share = parameter.shape[0]
-                    divided = getattr(parameter, "tensor_model_parallel", False)
-                    group = chunk.pg_collection.tp
-                    rows = share * group.size() if divided else share
-                    generator = torch.Generator().manual_seed(1000 * layer.layer_number + number)
-                    whole = 0.1 * torch.randn(rows, parameter.shape[1], generator=generator)
-                    start = group.rank() * share if divided else 0
-                    parameter.data.copy_(whole[start : start + share])
+            matrices = sorted(pair for pair in layer.named_parameters() if pair[0].endswith("_B"))
+            for number, (_, parameter) in enumerate(matrices):
+                share = parameter.shape[0]
+                divided = getattr(parameter, "tensor_model_parallel", False)
+                group = chunk.pg_collection.tp
+                rows = share * group.size() if divided else share
+                generator = torch.Generator().manual_seed(1000 * layer.layer_number + number)
+                whole = 0.1 * torch.randn(rows, parameter.shape[1], generator=generator)
+                start = group.rank() * share if divided else 0
+                parameter.data.copy_(whole[start : start + share])
