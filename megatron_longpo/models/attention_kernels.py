@@ -151,7 +151,7 @@ def _cuda_forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale
 def _cuda_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    no_dropout = torch.zeros((), dtype=torch.int64, device=query.device)
+    no_dropout = query.new_zeros((), dtype=torch.int64)
     lengths = (None, None, query.size(2), key.size(2))
     # The kernel reads the log-sum-exp from its address on, without strides: of a slice of rows it would silently read others'.
     # Of query, key and value it reads the strides, and grad and out it makes contiguous by itself.

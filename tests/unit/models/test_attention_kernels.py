@@ -213,8 +213,9 @@ def test_cuda_operators_accept_the_arguments_they_are_given(causal: bool) -> Non
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         del mode
-        query = torch.empty(1, 8, 64, 64, device="cuda", dtype=torch.bfloat16)
-        key = torch.empty(1, 2, 64, 64, device="cuda", dtype=torch.bfloat16)
+        # not torch.empty: where a test before this one ran Megatron-Core on the CPU, that makes CPU tensors now
+        query, key = (torch.randn(1, heads, 64, 64, device="cuda", dtype=torch.bfloat16) for heads in (8, 2))
+        assert query.is_cuda
         out, lse = block_forward(query, key, key, causal=causal, scale=0.125)
         assert out.shape == query.shape
         assert out.dtype == torch.bfloat16
