@@ -117,7 +117,7 @@ def estimate_memory(
         config: layout, precision, recomputation, optimizer, reference, micro-batches.
         shape: the longest pair; ``prefix_sharing`` of the shape counts, not of the configuration.
         num_devices: number of processes.
-        fused: weight gradients are added to the buffer inside the matrix multiplication (Transformer Engine or Apex on a GPU).
+        fused: weight gradients are added to the buffer inside the matrix multiplication (Apex's extension on a GPU).
     """
     ranks = Ranks.of(config, architecture, num_devices)
     stages = [_stage(architecture, config, shape, ranks, stage, fused=fused) for stage in range(ranks.pp)]
