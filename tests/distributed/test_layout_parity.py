@@ -16,17 +16,17 @@ LAYOUTS = [
     Layout(tp=2),
     Layout(tp=2, sp=True),
     Layout(pp=2),
-    Layout(cp=2),
+    Layout(cp=2, exchange="all_gather"),
     Layout(dp=2),
     Layout(dp=2, overlap=True),
-    Layout(tp=2, cp=2),
-    Layout(tp=2, sp=True, cp=2),
+    Layout(tp=2, cp=2, exchange="all_gather"),
+    Layout(tp=2, sp=True, cp=2, exchange="all_gather"),
     Layout(tp=2, sp=True, pp=2),
-    Layout(pp=2, cp=2),
+    Layout(pp=2, cp=2, exchange="all_gather"),
     Layout(pp=2, dp=2),
-    Layout(cp=2, dp=2),
+    Layout(cp=2, dp=2, exchange="all_gather"),
     Layout(tp=2, dp=2),
-    Layout(cp=4),
+    Layout(cp=4, exchange="all_gather"),
     Layout(pp=4),
     Layout(pp=2, vpp_layers=1),
     Layout(tp=2, sp=True, pp=2, vpp_layers=1),
@@ -142,7 +142,9 @@ def qwen3_straight(
     return folder, workers.run(1, train_and_dump, config_for(qwen3, Layout()), str(folder), 3)[0]["metrics"]
 
 
-@pytest.mark.parametrize("layout", [Layout(tp=2), Layout(tp=2, sp=True), Layout(pp=2), Layout(tp=2, sp=True, cp=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(tp=2), Layout(tp=2, sp=True), Layout(pp=2), Layout(tp=2, sp=True, cp=2, exchange="all_gather")], ids=str
+)
 def test_qk_norms_and_tied_embeddings_train_alike_in_every_layout(
     layout: Layout, qwen3: Scenario, qwen3_straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
 ) -> None:
@@ -169,7 +171,7 @@ def updates(
     "layout",
     [
         Layout(dp=2, distributed_optimizer=True),
-        Layout(cp=2, distributed_optimizer=True),
+        Layout(cp=2, distributed_optimizer=True, exchange="all_gather"),
         Layout(tp=2, sp=True, dp=2, distributed_optimizer=True),
         Layout(pp=2, dp=2, distributed_optimizer=True),
     ],

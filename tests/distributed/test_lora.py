@@ -19,7 +19,7 @@ LAYOUTS = [
     Layout(tp=2),
     Layout(tp=2, sp=True),
     Layout(pp=2),
-    Layout(cp=2),
+    Layout(cp=2, exchange="all_gather"),
     Layout(dp=2),
     Layout(pp=2, vpp_layers=1),
     Layout(tp=2, sp=True, pp=2),

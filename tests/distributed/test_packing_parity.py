@@ -47,7 +47,7 @@ def packed(scenario: Scenario, layout: Layout, tokens: int = BUDGET) -> RunConfi
         Layout(),
         Layout(dp=2),
         Layout(pp=2),
-        Layout(cp=2),
+        Layout(cp=2, exchange="all_gather"),
         Layout(tp=2, sp=True),
         Layout(pp=2, vpp_layers=1),
     ],
