@@ -40,10 +40,34 @@ LAYOUTS = [
     Layout(pp=2, cp=2, exchange="p2p"),
     Layout(cp=2, dp=2, exchange="p2p"),
 ]
-WITHOUT_SHARING = [Layout(cp=2, exchange=kind) for kind in ("all_gather", "a2a", "p2p")] + [
+WITHOUT_SHARING = [
+    Layout(cp=2, exchange="all_gather"),
+    Layout(cp=2, exchange="a2a"),
+    Layout(cp=2, exchange="p2p"),
     Layout(cp=4, exchange="all_gather"),
+    Layout(cp=4, exchange="p2p"),
     Layout(cp=4, exchange="a2a+p2p", hierarchy=(2, 2)),
+    Layout(tp=2, sp=True, cp=2, exchange="all_gather"),
+    Layout(tp=2, sp=True, cp=2, exchange="p2p"),
+    Layout(pp=2, cp=2, exchange="all_gather"),
+    Layout(pp=2, cp=2, exchange="a2a"),
+    Layout(pp=2, cp=2, exchange="p2p"),
 ]
+# beside another axis, trades inside rings need eight ranks: with two context ranks one of the two groups has one member
+EIGHT_RANKS = [
+    Layout(cp=8, exchange="all_gather"),
+    Layout(cp=8, exchange="p2p"),
+    Layout(cp=8, exchange="a2a+p2p", hierarchy=(2, 4)),
+    Layout(pp=2, cp=4, exchange="a2a+p2p", hierarchy=(2, 2)),
+]
+# what two key/value heads cannot be dealt out to
+TRADES_OF_MANY_HEADS = [
+    Layout(cp=4, exchange="a2a"),
+    Layout(tp=2, sp=True, cp=2, exchange="a2a"),
+    pytest.param(Layout(cp=8, exchange="a2a"), marks=pytest.mark.slow),
+    pytest.param(Layout(tp=2, sp=True, cp=4, exchange="a2a+p2p", hierarchy=(2, 2)), marks=pytest.mark.slow),
+]
+SHARING = pytest.mark.parametrize("prefix_sharing", [True, False], ids=["shared", "two-sequences"])
 # fp32: different summation orders; the largest gradient of the scenario is of the order of 1
 TOLERANCE = 1e-5
 
@@ -102,35 +126,49 @@ def test_two_sequences_train_as_the_shared_prefix_does_in_every_exchange(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "layout",
-    [
-        Layout(cp=8, exchange="all_gather"),
-        Layout(cp=8, exchange="p2p"),
-        Layout(cp=8, exchange="a2a+p2p", hierarchy=(2, 4)),
-        Layout(pp=2, cp=4, exchange="a2a+p2p", hierarchy=(2, 2)),
-    ],
-    ids=str,
-)
+@SHARING
+@pytest.mark.parametrize("layout", EIGHT_RANKS, ids=str)
 def test_eight_ranks_train_as_one(
-    layout: Layout, llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+    layout: Layout,
+    prefix_sharing: bool,
+    llama: Scenario,
+    straight: tuple[Path, list[dict[str, float]]],
+    workers: Workers,
+    tmp_path: Path,
 ) -> None:
     folder, expected = straight
-    found = workers.run(8, train_and_dump, config_for(llama, layout), str(tmp_path), 3)
+    found = workers.run(8, train_and_dump, config_for(llama, layout, prefix_sharing=prefix_sharing), str(tmp_path), 3)
     assert_same_metrics(expected, found[0]["metrics"])
     assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
     assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
 
 
-def test_a_tensor_rank_s_heads_can_be_traded(workers: Workers, tmp_path: Path) -> None:
-    wide = make_scenario(tmp_path / "wide", num_key_value_heads=4)
-    workers.run(1, fill_reference, wide)
-    one = workers.run(1, train_and_dump, config_for(wide, Layout()), str(tmp_path / "one"), 3)[0]
-    layout = Layout(tp=2, sp=True, cp=2, exchange="a2a")
-    found = workers.run(4, train_and_dump, config_for(wide, layout), str(tmp_path / "many"), 3)[0]
-    assert_same_metrics(one["metrics"], found["metrics"])
-    assert_same_tensors(tmp_path / "one" / "gradients", tmp_path / "many" / "gradients", TOLERANCE)
-    assert_same_tensors(tmp_path / "one" / "weights", tmp_path / "many" / "weights", TOLERANCE)
+@pytest.fixture(scope="module")
+def many_heads(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Scenario, Path, list[dict[str, float]]]:
+    """A model whose heads can be dealt out to eight ranks, and three iterations of it in one process."""
+    # two layers, as no pipeline divides them: trades between eight ranks cost more than all else here
+    shape = {"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 2}
+    scenario = make_scenario(tmp_path_factory.mktemp("many-heads"), **shape)
+    workers.run(1, fill_reference, scenario)
+    folder = tmp_path_factory.mktemp("straight")
+    return scenario, folder, workers.run(1, train_and_dump, config_for(scenario, Layout()), str(folder), 3)[0]["metrics"]
+
+
+@SHARING
+@pytest.mark.parametrize("layout", TRADES_OF_MANY_HEADS, ids=str)
+def test_many_heads_can_be_traded(
+    layout: Layout,
+    prefix_sharing: bool,
+    many_heads: tuple[Scenario, Path, list[dict[str, float]]],
+    workers: Workers,
+    tmp_path: Path,
+) -> None:
+    scenario, folder, expected = many_heads
+    config = config_for(scenario, layout, prefix_sharing=prefix_sharing)
+    for found in workers.run(layout.world_size, train_and_dump, config, str(tmp_path), 3):
+        assert_same_metrics(expected, found["metrics"])
+    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
+    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
 
 
 @pytest.fixture(scope="module")
