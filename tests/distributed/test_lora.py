@@ -20,9 +20,14 @@ LAYOUTS = [
     Layout(tp=2, sp=True),
     Layout(pp=2),
     Layout(cp=2, exchange="all_gather"),
+    Layout(cp=2, exchange="a2a"),
+    Layout(cp=2, exchange="p2p"),
     Layout(dp=2),
     Layout(pp=2, vpp_layers=1),
     Layout(tp=2, sp=True, pp=2),
+    Layout(tp=2, cp=2, exchange="p2p"),
+    Layout(tp=2, sp=True, cp=2, exchange="all_gather"),
+    Layout(pp=2, cp=2, exchange="a2a"),
 ]
 
 
@@ -60,8 +65,9 @@ def updates(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPath
         (Layout(dp=2, distributed_optimizer=True), False),
         (Layout(dp=2, distributed_optimizer=True, overlap=True), True),
         (Layout(tp=2, sp=True, dp=2, distributed_optimizer=True), False),
+        (Layout(cp=2, dp=2, distributed_optimizer=True, exchange="p2p"), False),
     ],
-    ids=["dp2", "dp2-overlap", "tp2-sp-dp2"],
+    ids=["dp2", "dp2-overlap", "tp2-sp-dp2", "cp2-dp2"],
 )
 def test_the_distributed_optimizer_makes_the_same_updates(
     layout: Layout,
