@@ -30,8 +30,18 @@ BEGIN, END = "<!-- tables: written by examples/miniature/report.py -->", "<!-- e
 UNTRAINED = ("base", "raised")
 MAIN = ("sft", "nll", "dpo", "longpo-no-s2l", "longpo-no-nll", "longpo")
 """Arms of the paper and its ablations; the others are options beyond it."""
-COMPARED = (("longpo", "nll"), ("longpo", "longpo-no-s2l"), ("longpo-no-nll", "dpo"), ("longpo", "sft"))
-"""What the preference adds to the NLL, what the short reference adds with an NLL and without, and the simplest rival."""
+COMPARED = (
+    ("longpo", "nll"),
+    ("longpo", "longpo-no-s2l"),
+    ("longpo-no-nll", "dpo"),
+    ("longpo", "dpo"),
+    ("longpo", "sft"),
+    ("hinge", "longpo"),
+    ("ipo", "longpo"),
+    ("solo-simpo", "longpo"),
+    ("sft-s2l", "sft"),
+)
+"""What the preference adds to the NLL, what the short reference adds with an NLL and without, the rivals, and the options."""
 ROUNDS = {"base": ("base", 0), "first round, 4x": ("4x", 40), "second round, 8x": ("8x", 80), "8x at once": ("at-once", 60)}
 """Rows of compare_rounds.py: the name of the model there, and iterations from the base on."""
 Measured = Mapping[str, Sequence[Mapping[str, float]]]
