@@ -7,8 +7,9 @@ Three ways, and their combination, all under one interface:
 * ``a2a``: ranks trade parts of the sequence for heads, so that each has few heads of everything (Ulysses, arXiv 2309.14509).
 * ``a2a+p2p``: neighbours trade for heads, and rings go over what they then hold.
 
-Keys and values are never kept for the backward pass: they are gathered or sent again. Tensors are sequence first,
-``[s, b, heads, d]``; keys and values travel as one, ``[s, 2, b, heads, d]``.
+Other ranks' keys and values are not kept for the backward pass: they are gathered or sent again. What was traded for
+heads is kept: it is as large as a rank's own. Tensors are sequence first, ``[s, b, heads, d]``;
+keys and values travel as one, ``[s, 2, b, heads, d]``.
 """
 
 from __future__ import annotations
