@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,24 @@ def config_for(scenario: Scenario, layout: Layout, **changes: Any) -> Any:
     return dataclasses.replace(scenario.config(**changes), parallel=layout.parallel())
 
 
+@dataclasses.dataclass(frozen=True)
+class Straight:
+    """A training in one process: what it left, and its metrics."""
+
+    folder: Path
+    metrics: list[dict[str, float]]
+
+
+def train_straight(
+    scenario: Scenario, workers: Workers, folders: pytest.TempPathFactory, iterations: int = 3, **changes: Any
+) -> Straight:
+    folder, config = folders.mktemp("straight"), config_for(scenario, Layout(), **changes)
+    return Straight(folder, workers.run(1, train_and_dump, config, str(folder), iterations)[0]["metrics"])
+
+
 @pytest.fixture(scope="module")
-def straight(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
-    """Three iterations in one process."""
-    folder = tmp_path_factory.mktemp("straight")
-    return folder, workers.run(1, train_and_dump, config_for(llama, Layout()), str(folder), 3)[0]["metrics"]
+def straight(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    return train_straight(llama, workers, tmp_path_factory)
 
 
 def assert_same_tensors(one: Path, other: Path, tolerance: float) -> None:
@@ -101,28 +115,28 @@ def assert_same_metrics(expected: list[dict[str, float]], found: list[dict[str, 
             assert other[name] == pytest.approx(value, abs=bound), name
 
 
+def assert_same_training(straight: Straight, found: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Metrics on every rank that is looked at, gradients of the first iteration, weights after the last."""
+    for rank in found:
+        assert_same_metrics(straight.metrics, rank["metrics"])
+    for what in ("gradients", "weights"):
+        assert_same_tensors(straight.folder / what, folder / what, TOLERANCE)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_loss_gradients_and_weights_do_not_depend_on_the_layout(
-    layout: Layout, llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+    layout: Layout, llama: Scenario, straight: Straight, workers: Workers, tmp_path: Path
 ) -> None:
-    folder, expected = straight
     found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout), str(tmp_path), 3)
-    for metrics in found:
-        assert_same_metrics(expected, metrics["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    assert_same_training(straight, found, tmp_path)
 
 
 @pytest.mark.parametrize("layout", WITHOUT_SHARING, ids=str)
 def test_two_sequences_train_as_the_shared_prefix_does_in_every_exchange(
-    layout: Layout, llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+    layout: Layout, llama: Scenario, straight: Straight, workers: Workers, tmp_path: Path
 ) -> None:
-    folder, expected = straight
     config = config_for(llama, layout, prefix_sharing=False)
-    found = workers.run(layout.world_size, train_and_dump, config, str(tmp_path), 3)
-    assert_same_metrics(expected, found[0]["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    assert_same_training(straight, workers.run(layout.world_size, train_and_dump, config, str(tmp_path), 3), tmp_path)
 
 
 @pytest.mark.slow
@@ -132,26 +146,22 @@ def test_eight_ranks_train_as_one(
     layout: Layout,
     prefix_sharing: bool,
     llama: Scenario,
-    straight: tuple[Path, list[dict[str, float]]],
+    straight: Straight,
     workers: Workers,
     tmp_path: Path,
 ) -> None:
-    folder, expected = straight
-    found = workers.run(8, train_and_dump, config_for(llama, layout, prefix_sharing=prefix_sharing), str(tmp_path), 3)
-    assert_same_metrics(expected, found[0]["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    config = config_for(llama, layout, prefix_sharing=prefix_sharing)
+    assert_same_training(straight, workers.run(8, train_and_dump, config, str(tmp_path), 3), tmp_path)
 
 
 @pytest.fixture(scope="module")
-def many_heads(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Scenario, Path, list[dict[str, float]]]:
+def many_heads(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Scenario, Straight]:
     """A model whose heads can be dealt out to eight ranks, and three iterations of it in one process."""
     # two layers, as no pipeline divides them: trades between eight ranks cost more than all else here
     shape = {"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 2}
     scenario = make_scenario(tmp_path_factory.mktemp("many-heads"), **shape)
     workers.run(1, fill_reference, scenario)
-    folder = tmp_path_factory.mktemp("straight")
-    return scenario, folder, workers.run(1, train_and_dump, config_for(scenario, Layout()), str(folder), 3)[0]["metrics"]
+    return scenario, train_straight(scenario, workers, tmp_path_factory)
 
 
 @SHARING
@@ -159,50 +169,38 @@ def many_heads(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_many_heads_can_be_traded(
     layout: Layout,
     prefix_sharing: bool,
-    many_heads: tuple[Scenario, Path, list[dict[str, float]]],
+    many_heads: tuple[Scenario, Straight],
     workers: Workers,
     tmp_path: Path,
 ) -> None:
-    scenario, folder, expected = many_heads
+    scenario, one = many_heads
     config = config_for(scenario, layout, prefix_sharing=prefix_sharing)
-    for found in workers.run(layout.world_size, train_and_dump, config, str(tmp_path), 3):
-        assert_same_metrics(expected, found["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    assert_same_training(one, workers.run(layout.world_size, train_and_dump, config, str(tmp_path), 3), tmp_path)
 
 
 @pytest.fixture(scope="module")
-def qwen3_straight(
-    qwen3: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[dict[str, float]]]:
-    """Three iterations in one process."""
-    folder = tmp_path_factory.mktemp("straight")
-    return folder, workers.run(1, train_and_dump, config_for(qwen3, Layout()), str(folder), 3)[0]["metrics"]
+def qwen3_straight(qwen3: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    return train_straight(qwen3, workers, tmp_path_factory)
 
 
 @pytest.mark.parametrize(
     "layout", [Layout(tp=2), Layout(tp=2, sp=True), Layout(pp=2), Layout(tp=2, sp=True, cp=2, exchange="all_gather")], ids=str
 )
 def test_qk_norms_and_tied_embeddings_train_alike_in_every_layout(
-    layout: Layout, qwen3: Scenario, qwen3_straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+    layout: Layout, qwen3: Scenario, qwen3_straight: Straight, workers: Workers, tmp_path: Path
 ) -> None:
-    folder, expected = qwen3_straight
-    found = workers.run(layout.world_size, train_and_dump, config_for(qwen3, layout), str(tmp_path), 3)[0]
-    assert_same_metrics(expected, found["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    found = workers.run(layout.world_size, train_and_dump, config_for(qwen3, layout), str(tmp_path), 3)
+    assert_same_training(qwen3_straight, found, tmp_path)
 
 
 @pytest.fixture(scope="module", params=["adam", "rmsprop"])
 def updates(
     request: pytest.FixtureRequest, llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], Path, list[dict[str, float]]]:
+) -> tuple[dict[str, Any], Straight]:
     """An optimizer's settings, and three iterations with it in one process."""
     # a large epsilon: Adam would otherwise amplify the round-off of near-zero gradients to the size of the learning rate
     settings = {"optimizer": request.param, "lr": 1e-3, "adam_eps": 1e-3, "rmsprop_eps": 1e-3, "clip_grad": 1.0}
-    folder = tmp_path_factory.mktemp("straight")
-    one = workers.run(1, train_and_dump, config_for(llama, Layout(), **settings), str(folder), 3)[0]
-    return settings, folder, one["metrics"]
+    return settings, train_straight(llama, workers, tmp_path_factory, **settings)
 
 
 @pytest.mark.parametrize(
@@ -217,12 +215,12 @@ def updates(
 )
 def test_the_distributed_optimizer_makes_the_same_updates(
     layout: Layout,
-    updates: tuple[dict[str, Any], Path, list[dict[str, float]]],
+    updates: tuple[dict[str, Any], Straight],
     llama: Scenario,
     workers: Workers,
     tmp_path: Path,
 ) -> None:
-    settings, folder, expected = updates
+    settings, one = updates
     found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout, **settings), str(tmp_path), 3)[0]
-    assert_same_metrics(expected, found["metrics"])
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    assert_same_metrics(one.metrics, found["metrics"])
+    assert_same_tensors(one.folder / "weights", tmp_path / "weights", TOLERANCE)

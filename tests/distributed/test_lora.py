@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.test_layout_parity import TOLERANCE, assert_same_metrics, assert_same_tensors, config_for
+from tests.distributed.test_layout_parity import (
+    TOLERANCE,
+    Straight,
+    assert_same_metrics,
+    assert_same_tensors,
+    assert_same_training,
+    config_for,
+    train_straight,
+)
 from tests.support.layouts import Layout, train_and_dump
 from tests.support.scenario import Scenario, with_fields
 from tests.support.workers import Workers
@@ -32,31 +40,24 @@ LAYOUTS = [
 
 
 @pytest.fixture(scope="module")
-def straight(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
-    """Three iterations in one process."""
-    folder = tmp_path_factory.mktemp("straight")
-    return folder, workers.run(1, train_and_dump, config_for(llama, Layout(), **LORA), str(folder), 3)[0]["metrics"]
+def straight(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    return train_straight(llama, workers, tmp_path_factory, **LORA)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_loss_gradients_and_adapters_do_not_depend_on_the_layout(
-    layout: Layout, llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+    layout: Layout, llama: Scenario, straight: Straight, workers: Workers, tmp_path: Path
 ) -> None:
-    folder, expected = straight
     found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout, **LORA), str(tmp_path), 3)
-    for metrics in found:
-        assert_same_metrics(expected, metrics["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    assert_same_training(straight, found, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def updates(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+def updates(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Straight:
     """Three iterations with `ADAM` in one process."""
-    folder = tmp_path_factory.mktemp("straight")
-    metrics = workers.run(1, train_and_dump, config_for(llama, Layout(), **ADAM), str(folder), 3)[0]["metrics"]
-    assert metrics[0]["grad_norm"] > 0.5, "nothing is clipped"
-    return folder, metrics
+    one = train_straight(llama, workers, tmp_path_factory, **ADAM)
+    assert one.metrics[0]["grad_norm"] > 0.5, "nothing is clipped"
+    return one
 
 
 @pytest.mark.parametrize(
@@ -73,15 +74,14 @@ def test_the_distributed_optimizer_makes_the_same_updates(
     layout: Layout,
     param_gather: bool,
     llama: Scenario,
-    updates: tuple[Path, list[dict[str, float]]],
+    updates: Straight,
     workers: Workers,
     tmp_path: Path,
 ) -> None:
-    folder, expected = updates
     config = with_fields(config_for(llama, layout, **ADAM), overlap_param_gather=param_gather)
     found = workers.run(layout.world_size, train_and_dump, config, str(tmp_path), 3)[0]
-    assert_same_metrics(expected, found["metrics"])
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    assert_same_metrics(updates.metrics, found["metrics"])
+    assert_same_tensors(updates.folder / "weights", tmp_path / "weights", TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,12 @@ def test_the_distributed_optimizer_makes_the_same_updates(
     ids=["full", "all-but-attention", "first-layers", "selective"],
 )
 def test_recomputed_layers_train_alike(
-    kind: dict[str, Any], llama: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+    kind: dict[str, Any], llama: Scenario, straight: Straight, workers: Workers, tmp_path: Path
 ) -> None:
     """The first unit gets no gradient where its input has none: the embeddings are frozen."""
-    folder, expected = straight
     config = config_for(llama, Layout(), **kind, **LORA)
-    assert_same_metrics(expected, workers.run(1, train_and_dump, config, str(tmp_path), 3)[0]["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
+    assert_same_metrics(straight.metrics, workers.run(1, train_and_dump, config, str(tmp_path), 3)[0]["metrics"])
+    assert_same_tensors(straight.folder / "gradients", tmp_path / "gradients", TOLERANCE)
 
 
 def train_with_one_model(config: Any, folder: str, iterations: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_longpo.config.schema import RunConfig
-from tests.distributed.test_layout_parity import TOLERANCE, assert_same_metrics, assert_same_tensors, config_for
+from tests.distributed.test_layout_parity import Straight, assert_same_training, config_for, train_straight
 from tests.support.launch import Nursery
 from tests.support.layouts import Layout, train_and_dump
 from tests.support.scenario import Scenario, fill_reference, make_scenario
@@ -31,10 +31,9 @@ def uneven(tmp_path_factory: pytest.TempPathFactory, workers: Workers) -> Scenar
 
 
 @pytest.fixture(scope="module")
-def straight(uneven: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
-    """Three iterations in one process, one pair a micro-batch."""
-    folder = tmp_path_factory.mktemp("straight")
-    return folder, workers.run(1, train_and_dump, config_for(uneven, Layout(), **PAIRS), str(folder), 3)[0]["metrics"]
+def straight(uneven: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """One pair a micro-batch."""
+    return train_straight(uneven, workers, tmp_path_factory, **PAIRS)
 
 
 def packed(scenario: Scenario, layout: Layout, tokens: int = BUDGET) -> RunConfig:
@@ -57,14 +56,10 @@ def packed(scenario: Scenario, layout: Layout, tokens: int = BUDGET) -> RunConfi
     ids=str,
 )
 def test_packed_training_is_unpacked_training(
-    layout: Layout, uneven: Scenario, straight: tuple[Path, list[dict[str, float]]], workers: Workers, tmp_path: Path
+    layout: Layout, uneven: Scenario, straight: Straight, workers: Workers, tmp_path: Path
 ) -> None:
-    folder, expected = straight
     found = workers.run(layout.world_size, train_and_dump, packed(uneven, layout), str(tmp_path), 3)
-    for metrics in found:
-        assert_same_metrics(expected, metrics["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    assert_same_training(straight, found, tmp_path)
 
 
 def rows_seen(config: RunConfig, folder: str) -> tuple[list[int], list[int]]:

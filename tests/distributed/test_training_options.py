@@ -13,7 +13,15 @@ import pytest
 from megatron_longpo.config.schema import RunConfig
 from megatron_longpo.data.dataset import PreferenceDataset
 from megatron_longpo.data.sampler import PreferenceStream
-from tests.distributed.test_layout_parity import TOLERANCE, assert_same_metrics, assert_same_tensors, config_for
+from tests.distributed.test_layout_parity import (
+    TOLERANCE,
+    Straight,
+    assert_same_metrics,
+    assert_same_tensors,
+    assert_same_training,
+    config_for,
+    train_straight,
+)
 from tests.support.launch import Nursery
 from tests.support.layouts import Layout, read_dump, train_and_dump
 from tests.support.scenario import Scenario
@@ -23,10 +31,9 @@ ONE = Layout()
 
 
 @pytest.fixture(scope="module")
-def straight(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
-    """Two iterations in one process with default options."""
-    folder = tmp_path_factory.mktemp("straight")
-    return folder, workers.run(1, train_and_dump, config_for(llama, ONE), str(folder), 2)[0]["metrics"]
+def straight(llama: Scenario, workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """Default options."""
+    return train_straight(llama, workers, tmp_path_factory, iterations=2)
 
 
 PACKING = {"no-sharing": {"prefix_sharing": False}, "two-pairs": {"micro_batch_size": 2}, "four-pairs": {"micro_batch_size": 4}}
@@ -63,13 +70,10 @@ SAME_STEP = [
 
 @pytest.mark.parametrize(("layout", "options"), [pytest.param(a, c, id=f"{a}-{b}") for a, b, c in SAME_STEP])
 def test_the_same_step_in_another_way(
-    layout: Layout, options: dict[str, Any], llama: Scenario, straight: tuple[Path, Any], workers: Workers, tmp_path: Path
+    layout: Layout, options: dict[str, Any], llama: Scenario, straight: Straight, workers: Workers, tmp_path: Path
 ) -> None:
-    folder, expected = straight
     found = workers.run(layout.world_size, train_and_dump, config_for(llama, layout, **options), str(tmp_path), 2)
-    assert_same_metrics(expected, found[0]["metrics"])
-    assert_same_tensors(folder / "gradients", tmp_path / "gradients", TOLERANCE)
-    assert_same_tensors(folder / "weights", tmp_path / "weights", TOLERANCE)
+    assert_same_training(straight, found, tmp_path)
 
 
 def test_recomputation_runs_again_what_it_says(llama: Scenario, workers: Workers, tmp_path: Path) -> None:
