@@ -157,9 +157,9 @@ class Seed:
         """Folder of a condition."""
         return self.folder / condition.name
 
-    def questions(self, condition: Condition) -> Path:
-        """Questions of a condition."""
-        return self.place(condition) / "questions.jsonl"
+    def questions(self, condition: Condition, *, short: bool = False) -> Path:
+        """Questions of a condition; ``short``: the many about documents of one chunk."""
+        return self.place(condition) / ("questions-short.jsonl" if short else "questions.jsonl")
 
     def write_questions(self, condition: Condition) -> Task:
         """Write the questions of a condition: documents that nobody trains on, from one chunk to as many as pairs have."""
@@ -167,14 +167,10 @@ class Seed:
         flags = ("--output", self.questions(condition), "--seed", 1000 + self.seed, *sizes, *told(condition))
         return python(self.name(condition.name, "questions"), f"{HERE}/make_data.py", "questions", *flags)
 
-    def short_questions(self, condition: Condition) -> Path:
-        """More questions about documents of one chunk."""
-        return self.place(condition) / "questions-short.jsonl"
-
     def write_short_questions(self, condition: Condition) -> Task:
         """Write the questions that short accuracy is measured with."""
         sizes = ("--number", arms.SHORT_QUESTIONS, "--chunks", 1)
-        flags = ("--output", self.short_questions(condition), "--seed", 4000 + self.seed, *sizes, *told(condition))
+        flags = ("--output", self.questions(condition, short=True), "--seed", 4000 + self.seed, *sizes, *told(condition))
         return python(self.name(condition.name, "questions-short"), f"{HERE}/make_data.py", "questions", *flags)
 
     def pairs(self, condition: Condition, chosen_arms: Sequence[Arm], rotary_base: float) -> list[Task]:
@@ -242,26 +238,17 @@ class Seed:
             *("--save", save, "--load", save, "--log-interval", 10),
         )
 
-    def evaluate(self, condition: Condition, trained: dict[str, Path]) -> Task:
+    def evaluate(self, condition: Condition, trained: dict[str, Path], *, short: bool = False) -> Task:
         """Ask the untrained model and trained ones."""
-        models, output = {"base": self.exported(condition), **trained}, self.place(condition) / "evaluation"
-        return evaluate(self.name(condition.name, "evaluate"), models, self.questions(condition), output)
+        models, end = {"base": self.exported(condition), **trained}, "-short" if short else ""
+        name, output = self.name(condition.name, f"evaluate{end}"), self.place(condition) / f"evaluation{end}"
+        return evaluate(name, models, self.questions(condition, short=short), output)
 
-    def evaluate_raised(self, condition: Condition, rotary_base: float) -> Task:
+    def evaluate_raised(self, condition: Condition, rotary_base: float, *, short: bool = False) -> Task:
         """Ask the untrained model with its raised base."""
-        models, output = {"raised": self.exported(condition)}, self.place(condition) / "evaluation-raised"
-        flags = ("--rotary-base", rotary_base)
-        return evaluate(self.name(condition.name, "evaluate-raised"), models, self.questions(condition), output, *flags)
-
-    def evaluate_short(self, condition: Condition, trained: dict[str, Path], rotary_base: float) -> list[Task]:
-        """Ask all of them the many questions on one chunk."""
-        questions, place, name = self.short_questions(condition), self.place(condition), self.name(condition.name, "evaluate")
-        models, raised = {"base": self.exported(condition), **trained}, {"raised": self.exported(condition)}
-        flags = ("--rotary-base", rotary_base)
-        return [
-            evaluate(f"{name}-short", models, questions, place / "evaluation-short"),
-            evaluate(f"{name}-raised-short", raised, questions, place / "evaluation-raised-short", *flags),
-        ]
+        models, end = {"raised": self.exported(condition)}, "-raised-short" if short else "-raised"
+        name, output = self.name(condition.name, f"evaluate{end}"), self.place(condition) / f"evaluation{end}"
+        return evaluate(name, models, self.questions(condition, short=short), output, "--rotary-base", rotary_base)
 
 
 def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
@@ -340,8 +327,9 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
         tasks = []
         for seed in tested:
             trained = {arm.name: seed.trained(condition, arm, rates[arm.name]) for arm in chosen_arms}
-            tasks += [seed.evaluate(condition, trained), seed.evaluate_raised(condition, rotary[seed.seed])]
-            tasks += seed.evaluate_short(condition, trained, rotary[seed.seed])
+            for short in (False, True):
+                tasks.append(seed.evaluate(condition, trained, short=short))
+                tasks.append(seed.evaluate_raised(condition, rotary[seed.seed], short=short))
         pool.run(f"{condition.name}: evaluation", [[task] for task in tasks])
 
 

@@ -121,7 +121,8 @@ def test_every_command_of_the_study_takes_its_flags(parts):
     once = {tuple(task.command[:2]): task for task in kinds.values() if not task.command[1].startswith(study.HERE)}
     trained = [seed.train(notes, arm, 1e-4, 1e5) for arm in arms.ARMS]
     models = {"longpo": seed.trained(notes, arms.ARMS[0], 1e-4)}
-    asked = [seed.evaluate(notes, models), seed.evaluate_raised(notes, 1e5), *seed.evaluate_short(notes, models, 1e5)]
+    asked = [seed.evaluate(notes, models, short=short) for short in (False, True)]
+    asked += [seed.evaluate_raised(notes, 1e5, short=short) for short in (False, True)]
     for task in (*once.values(), *trained, *asked):
         assert_flags_are_taken(read_command(list(task.command)))
 
@@ -140,7 +141,7 @@ def test_the_scripts_of_the_example_take_the_flags_that_the_study_gives_them(par
     assert len(own) == 4
     parts["tasks"].Pool(tmp_path, 1).run("test", [own])
     many, short = ({"1x": 4, "2x": 4, "4x": 4, "8x": 4, "reverse": 4, "recall": 48}, {"1x": 8, "reverse": 8, "recall": 48})
-    for path, wanted_groups in ((seed.questions(scopes), many), (seed.short_questions(scopes), short)):
+    for path, wanted_groups in ((seed.questions(scopes), many), (seed.questions(scopes, short=True), short)):
         groups = [json.loads(line)["group"] for line in path.read_text().splitlines()]
         assert {name: groups.count(name) for name in groups} == wanted_groups
 
