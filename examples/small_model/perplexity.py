@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from megatron_longpo.evaluation.harness import harness_model
 from megatron_longpo.evaluation.models import Model, name_places, open_folder
 from megatron_longpo.utils.errors import UserError, run_command
 from megatron_longpo.utils.files import write_json
@@ -46,9 +46,7 @@ def measure(model: Model, texts: Sequence[Path], max_length: int) -> dict[str, d
         texts: files.
         max_length: tokens that the model reads at once; a longer text is cut into pieces that know nothing of each other.
     """
-    engine: Any = model.engine
-    engine.model.model.rotary_emb = engine.rotary  # engines of other RoPE bases share the model
-    harness = HFLM(pretrained=engine.model, tokenizer=model.tokenizer.tokenizer, batch_size=1, max_length=max_length)
+    harness = harness_model(model, batch_size=1, max_length=max_length)
     manager = TaskManager(include_defaults=False)
     tasks = [task_of(path) for path in texts]
     found = lm_eval.simple_evaluate(harness, tasks=tasks, bootstrap_iters=0, task_manager=manager)

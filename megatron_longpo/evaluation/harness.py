@@ -77,13 +77,18 @@ class KeptScores(LM):
         return f"short/{self._identity}/{digest}"
 
 
+def harness_model(model: Model, *, batch_size: int, max_length: int | None = None) -> HFLM:
+    """Show lm-eval a model of this process, with the RoPE base that it was opened with."""
+    engine: Any = model.engine
+    engine.model.model.rotary_emb = engine.rotary  # engines of other RoPE bases share the model
+    return HFLM(pretrained=engine.model, tokenizer=model.tokenizer.tokenizer, batch_size=batch_size, max_length=max_length)
+
+
 def ask_harness(plan: Plan, model: Model, journal: Journal) -> ShortResult:
     """Evaluate the plan's short tasks; see `short.evaluate_short`."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    engine: Any = model.engine
-    engine.model.model.rotary_emb = engine.rotary  # engines of other RoPE bases share the model
-    inner = HFLM(pretrained=engine.model, tokenizer=model.tokenizer.tokenizer, batch_size=BATCH_SIZE)
-    identity = identify({"engine": engine.describe(), "harness": lm_eval.__version__})
+    inner = harness_model(model, batch_size=BATCH_SIZE)
+    identity = identify({"engine": model.engine.describe(), "harness": lm_eval.__version__})
     scores = KeptScores(inner, journal, identity, sys.stderr)
     manager = TaskManager(include_defaults=False, include_path=[TASK_FOLDER / name for name in TASK_FOLDERS])
     group = {"group": "megatron_longpo_short", "task": list(_tasks(plan, manager))}
