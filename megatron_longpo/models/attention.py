@@ -92,7 +92,7 @@ class PlannedAttention(torch.autograd.Function):
     """Attention by blocks: ``[s, b, n, d]`` queries, ``[s, b, g, d]`` keys and values of this rank's rows; output like queries.
 
     Parallel: `ContextExchange.forward` in forward; `ContextExchange.backward` in backward, which brings the keys and values
-    again, so that no layer keeps more than its own shard.
+    of other ranks again, so that no layer keeps more than its own shard, or what that was traded for.
     """
 
     @staticmethod
