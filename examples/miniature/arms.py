@@ -46,6 +46,7 @@ class Grade:
         nll_scope: what is learned.
         lr: peak learning rate.
         min_lr: at the end.
+        lists: share of its longer lessons that are about lists.
     """
 
     words: tuple[int, ...]
@@ -54,6 +55,7 @@ class Grade:
     nll_scope: str
     lr: float
     min_lr: float
+    lists: float = 0.0
 
 
 SCHOOL = (
@@ -61,6 +63,8 @@ SCHOOL = (
     Grade((24, 36, 48, 64, 80, 112), 16000, 1000, "all", 2e-3, 1e-4),
 )
 """Looking up emerges on short documents, after 500 to 1,000 iterations or later; then they grow, and their text is learned."""
+LISTS = Grade((36, 48, 64, 80, 112), 8000, 800, "answers", 1e-3, 1e-4, lists=0.7)
+"""After it, for the condition that asks for lists."""
 ERRING_ITERATIONS = (10, 20, 30, 40, 50)
 ERRING_TARGET = 85.0
 """The model that errs is the checkpoint, of these of the last grade, that answers nearest to this share of short questions."""
@@ -77,6 +81,7 @@ class Condition:
         kind: what is asked for.
         shared_keys: a document's scopes share their keys.
         errs: the base is an earlier checkpoint, which errs on short documents too.
+        grade: what its base is taught after the school.
         max_new_tokens: longest answer.
     """
 
@@ -86,6 +91,7 @@ class Condition:
     kind: Kind = "facts"
     shared_keys: bool = False
     errs: bool = False
+    grade: Grade | None = None
     max_new_tokens: int = 16
 
 
@@ -93,7 +99,7 @@ CONDITIONS = (
     Condition("right", "labels always right"),
     Condition("noisy", "a short-context model that errs", errs=True),
     Condition("scopes", "systematic long-context errors: the same key in several scopes", chunks=4, shared_keys=True),
-    Condition("notes", "longer answers", kind="notes", max_new_tokens=32),
+    Condition("lists", "longer answers", kind="lists", grade=LISTS),
 )
 
 

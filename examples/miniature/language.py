@@ -1,9 +1,10 @@
 """A language of 300 words in which documents tell facts, and questions ask for them.
 
-A chunk is about one scope. In between filler words, which follow each other by a fixed rule, it tells facts or notes.
-A fact is ``s3 k7 v1 v30``: in scope s3, key k7 has the value "v1 v30"; a note is ``s3 k7`` and twelve filler words. A
-question names scope and key. Two more skills need no document: to reverse letters, and to know an entity's value by heart.
-The text of a chunk may end with an example of each: with ``=`` before the answer, where a chat has ``?``.
+A chunk is about one scope. In between filler words, which follow each other by a fixed rule, it tells facts, lists or notes.
+A fact is ``s3 k7 v1 v30``: in scope s3, key k7 has the value "v1 v30"; a list is ``s3 k7`` and eight different values, a note
+``s3 k7`` and twelve filler words. A question names scope and key. Two more skills need no document: to reverse letters, and to
+know an entity's value by heart. The text of a chunk may end with an example of each: with ``=`` before the answer, where a
+chat has ``?``.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ LETTERS = tuple(f"l{i}" for i in range(24))
 ASK_FACT, ASK_NOTE, REVERSE, RECALL, IS, WHAT = "Q", "N", "REV", "WLD", "=", "?"
 WORDS = (*SCOPES, *KEYS, *VALUES, *FILLERS, *ENTITIES, *LETTERS, ASK_FACT, ASK_NOTE, REVERSE, RECALL, IS, WHAT)
 
-Kind = Literal["facts", "notes"]
+Kind = Literal["facts", "lists", "notes"]
 CHUNK_WORDS = 112
 FACTS_IN_CHUNK = 5
-NOTES_IN_CHUNK = 2
+LONG_IN_CHUNK = 2
+"""Lists or notes of a chunk."""
+LIST_VALUES = 8
 NOTE_WORDS = 12
 FEW_KEYS = 8
 """Keys of a document whose scopes share them."""
@@ -87,7 +90,7 @@ def make_document(
         keys = rng.sample(few, per_chunk) if shared_keys else unique[number * per_chunk : (number + 1) * per_chunk]
         statements = []
         for key in keys:
-            value = " ".join(filler(rng, NOTE_WORDS) if kind == "notes" else rng.choices(VALUES, k=2))
+            value = " ".join(_value(rng, kind))
             statements.append(f"{scope} {key} {value}")
             questions.append(Question(f"{ASK_NOTE if kind == 'notes' else ASK_FACT} {scope} {key}", value, number))
         reversal, entity = ask_to_reverse(rng), ask_about(rng.choice(ENTITIES))
@@ -131,9 +134,15 @@ def ask(chunk: str, number: int, seed: int) -> list[str]:
     return random.Random(seed).sample(found, min(number, len(found)))
 
 
-def _statements_in(kind: Kind, chunk_words: int) -> int:
+def _value(rng: random.Random, kind: Kind) -> list[str]:
     if kind == "notes":
-        return max(1, min(NOTES_IN_CHUNK, chunk_words // 40))
+        return filler(rng, NOTE_WORDS)
+    return rng.sample(VALUES, LIST_VALUES) if kind == "lists" else rng.choices(VALUES, k=2)
+
+
+def _statements_in(kind: Kind, chunk_words: int) -> int:
+    if kind != "facts":
+        return max(1, min(LONG_IN_CHUNK, chunk_words // 40))
     return max(1, min(FACTS_IN_CHUNK, chunk_words // 4))
 
 

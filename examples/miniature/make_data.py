@@ -25,16 +25,19 @@ from language import (
 
 SKILLS = 0.15
 """Share of lessons about the skills that need no document."""
+NOTES = 0.25
+"""Share of the other lessons of 36 words or more whose documents tell notes."""
 TURNS_IN_LESSON = 5
 
 
-def lessons(rng: random.Random, number: int, words: Sequence[int]) -> Iterator[dict[str, Any]]:
+def lessons(rng: random.Random, number: int, words: Sequence[int], lists: float = 0.0) -> Iterator[dict[str, Any]]:
     """Make labelled chats of short documents, and of the skills that need none: what the base model is taught by plain SFT.
 
-    The format has two sides; only the chosen one is learned from, and the other differs in its last answer.
+    The format has two sides; only the chosen one is learned from, and the other differs in its last answer. ``lists`` is the
+    share of the longer documents that tell lists.
     """
     for index in range(number):
-        context, questions = _skills(rng) if rng.random() < SKILLS else _lesson(rng, rng.choice(words))
+        context, questions = _skills(rng) if rng.random() < SKILLS else _lesson(rng, rng.choice(words), lists)
         wrong = rng.choice(VALUES)
         turns = [
             {"short_context": context, "instruction": question.text, "chosen": question.answer, "rejected": question.answer}
@@ -49,8 +52,10 @@ def _skills(rng: random.Random) -> tuple[str, list[Question]]:
     return " ".join(filler(rng, rng.randint(1, 12))), asked
 
 
-def _lesson(rng: random.Random, words: int) -> tuple[str, list[Question]]:
-    kind: Kind = "notes" if words >= 36 and rng.random() < 0.25 else "facts"
+def _lesson(rng: random.Random, words: int, lists: float) -> tuple[str, list[Question]]:
+    kind: Kind = "facts"
+    if words >= 36:
+        kind = "lists" if lists and rng.random() < lists else "notes" if rng.random() < NOTES else "facts"
     parts = 2 if words >= 48 and rng.random() < 0.5 else 1
     document = make_document(
         rng,
@@ -60,7 +65,7 @@ def _lesson(rng: random.Random, words: int) -> tuple[str, list[Question]]:
         examples=words // parts >= 40 and rng.random() < 0.5,
         chunk_words=words // parts,
     )
-    rounds = 1 if kind == "notes" or words > 48 else 2  # on the shortest, the second round can look back at the first
+    rounds = 1 if kind != "facts" or words > 48 else 2  # on the shortest, the second round can look back at the first
     asked = [rng.sample(document.questions, min(len(document.questions), TURNS_IN_LESSON)) for _ in range(rounds)]
     return document.text, [question for questions in asked for question in questions]
 
@@ -109,14 +114,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--number", type=int, required=True, help="lessons, documents, or questions of each group")
     parser.add_argument("--words", type=int, nargs="+", default=[CHUNK_WORDS], help="lengths of lessons, in words")
+    parser.add_argument("--lists", type=float, default=0.0, help="share of the lessons of 36 words or more that are about lists")
     parser.add_argument("--chunks", type=int, nargs="+", default=[8], help="lengths of documents, in chunks")
-    parser.add_argument("--kind", choices=("facts", "notes"), default="facts")
+    parser.add_argument("--kind", choices=("facts", "lists"), default="facts")
     parser.add_argument("--shared-keys", action="store_true", help="the scopes of a document share their keys")
     arguments = parser.parse_args()
     rng = random.Random(f"{arguments.what} {arguments.seed}")
     number, kind, shared = arguments.number, arguments.kind, arguments.shared_keys
     make: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
-        "lessons": lambda: lessons(rng, number, arguments.words),
+        "lessons": lambda: lessons(rng, number, arguments.words, arguments.lists),
         "documents": lambda: documents(rng, number, arguments.chunks[0], kind, shared),
         "questions": lambda: questions(rng, arguments.chunks, number, kind, shared),
     }

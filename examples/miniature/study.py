@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import arms
-from arms import ARMS, CONDITIONS, Arm, Condition
+from arms import ARMS, CONDITIONS, Arm, Condition, Grade
 from tasks import Pool, Task
 
 from megatron_longpo.evolution.yaml_file import read_yaml
@@ -100,56 +100,87 @@ class Seed:
 
     def school(self) -> list[Task]:
         """Teach a base model: random weights, then plain SFT on ever longer short documents."""
-        folder, model = self.folder, self.folder / "init"
+        model, native = self.folder / "init", self.folder / "native"
         chain = [
             python(self.name("init"), f"{HERE}/make_model.py", "--output", model, "--seed", self.seed),
-            python(self.name("convert"), "checkpoint_conversion/hf_to_mcore.py", "--hf", model, "--save", folder / "native"),
+            python(self.name("convert"), "checkpoint_conversion/hf_to_mcore.py", "--hf", model, "--save", native),
         ]
-        start = folder / "native"
         for number, grade in enumerate(arms.SCHOOL):
-            lessons, prefix, save = (folder / f"{what}{number}" for what in ("lessons", "grade", "school"))
-            written = lessons.with_suffix(".jsonl")
-            size = ("--number", grade.lessons, "--words", *grade.words)
-            seed = 10 * self.seed + number
-            chain += [
-                python(
-                    self.name("lessons", number), f"{HERE}/make_data.py", "lessons", "--output", written, "--seed", seed, *size
-                ),
-                preprocess(self.name("grade", number), written, prefix, model),
-                pretrain(
-                    self.name("school", number),
-                    *("--pretrained-checkpoint", start, "--data-path", prefix, "--seq-length", arms.SEQ_LENGTH),
-                    *("--train-iters", grade.iterations, "--global-batch-size", 48, "--micro-batch-tokens", 4096),
-                    *("--preference-weight", 0, "--nll-scope", grade.nll_scope, "--lr", grade.lr, "--min-lr", grade.min_lr),
-                    *("--lr-warmup-iters", 50, "--adam-beta2", 0.98, "--seed", self.seed, "--log-interval", 50),
-                    *("--save", save, "--load", save, "--save-interval", arms.ERRING_ITERATIONS[0]),
-                ),
-            ]
-            start = save
+            start = self.graduate(number - 1) if number else native
+            chain += self.grade(number, grade, start, 10 * self.seed + number)
         return chain
+
+    def graduate(self, grade: object) -> Path:
+        """Checkpoints of a grade."""
+        return self.folder / f"school{grade}"
+
+    def grade(self, name: object, grade: Grade, start: Path, seed: int) -> list[Task]:
+        """Teach a checkpoint by plain SFT; the seed is that of the lessons."""
+        lessons, prefix, save = self.folder / f"lessons{name}.jsonl", self.folder / f"grade{name}", self.graduate(name)
+        size = ("--number", grade.lessons, "--words", *grade.words, *(("--lists", grade.lists) if grade.lists else ()))
+        return [
+            python(self.name("lessons", name), f"{HERE}/make_data.py", "lessons", "--output", lessons, "--seed", seed, *size),
+            preprocess(self.name("grade", name), lessons, prefix, self.folder / "init"),
+            pretrain(
+                self.name("school", name),
+                *("--pretrained-checkpoint", start, "--data-path", prefix, "--seq-length", arms.SEQ_LENGTH),
+                *("--train-iters", grade.iterations, "--global-batch-size", 48, "--micro-batch-tokens", 4096),
+                *("--preference-weight", 0, "--nll-scope", grade.nll_scope, "--lr", grade.lr, "--min-lr", grade.min_lr),
+                *("--lr-warmup-iters", 50, "--adam-beta2", 0.98, "--seed", self.seed, "--log-interval", 50),
+                *("--save", save, "--load", save, "--save-interval", arms.ERRING_ITERATIONS[0]),
+            ),
+        ]
 
     def export(self, iteration: int) -> Task:
         """Export a checkpoint of the last grade."""
-        school = self.folder / f"school{len(arms.SCHOOL) - 1}"
-        flags = ("--load", school, "--iteration", iteration, "--save", self.stop(iteration))
+        flags = ("--load", self.graduate(len(arms.SCHOOL) - 1), "--iteration", iteration, "--save", self.stop(iteration))
         return python(self.name("stop", iteration), "checkpoint_conversion/mcore_to_hf.py", *flags)
 
     def native(self, condition: Condition) -> Path:
         """The checkpoint that writes the pairs, refers, and is trained."""
+        if condition.grade:
+            return self.place(condition) / "base"
         return self.folder / ("erring" if condition.errs else "base")
 
     def exported(self, condition: Condition) -> Path:
         """The same as a Hugging Face folder."""
+        if condition.grade:
+            return self.place(condition) / "model"
         return self.stop(self.erring if condition.errs else arms.SCHOOL[-1].iterations)
 
     def stop(self, iteration: int) -> Path:
         """A checkpoint of the last grade as a Hugging Face folder."""
         return self.folder / "stops" / f"{iteration}"
 
-    def write_choice(self, chunks: int, path: Path) -> Task:
-        """Write questions about documents of one length, by which the erring checkpoint and the raised RoPE base are chosen."""
+    def write_choice(self, chunks: int, path: Path, condition: Condition | None = None) -> Task:
+        """Write questions about documents of one length, by which checkpoints and the raised RoPE base are judged."""
         flags = ("--output", path, "--seed", 3000 + self.seed, "--number", arms.QUESTIONS // 2, "--chunks", chunks)
+        if condition:
+            return python(self.name(condition.name, "choice"), f"{HERE}/make_data.py", "questions", *flags, *told(condition))
         return python(self.name("choice", chunks), f"{HERE}/make_data.py", "questions", *flags)
+
+    def teach(self, condition: Condition, grade: Grade) -> list[Task]:
+        """Teach the base of a condition what the school does not, write it in both formats, and ask it about one chunk."""
+        model, asked = self.exported(condition), self.place(condition) / "choice-1x.jsonl"
+        return [
+            *self.grade(condition.name, grade, self.graduate(len(arms.SCHOOL) - 1), 10 * self.seed + len(arms.SCHOOL)),
+            python(
+                self.name(condition.name, "model"),
+                "checkpoint_conversion/mcore_to_hf.py",
+                *("--load", self.graduate(condition.name), "--save", model),
+            ),
+            python(
+                self.name(condition.name, "base"),
+                "checkpoint_conversion/hf_to_mcore.py",
+                *("--hf", model, "--save", self.native(condition)),
+            ),
+            self.write_choice(1, asked, condition),
+            evaluate(self.name(condition.name, "taught"), {"base": model}, asked, self.taught(condition)),
+        ]
+
+    def taught(self, condition: Condition) -> Path:
+        """What the base of a condition answers that is taught more than the school."""
+        return self.place(condition) / "evaluation-taught"
 
     # One condition.
 
@@ -222,7 +253,7 @@ class Seed:
         if self.seed != arms.VALIDATION_SEED:
             asked = ("--eval-tasks-samples", arms.QUESTIONS_IN_TRAINING, "--eval-tasks-interval", arms.INTERVAL)
         save = self.trained(condition, arm, rate)
-        reference = () if arm.reference == "none" else ("--reference-checkpoint", self.native(condition))
+        reference: tuple[object, ...] = () if arm.reference == "none" else ("--reference-checkpoint", self.native(condition))
         if arm.reference == "long":
             reference += ("--reference-rotary-base", rotary_base)
         data = "pairs-own" if arm.reference == "both" else "pairs"
@@ -277,9 +308,7 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
         chosen[seed.seed] = fit[0] if fit else min(raised, key=lambda base: raised[base])
         report = {"short_by_iteration": short, "erring": erring, "raised": raised, "rotary_base": chosen[seed.seed]}
         (seed.folder / "choice.json").write_text(json.dumps(report, indent=1))
-        if short[stops[-1]] < arms.LEAST_SHORT:
-            found_short = f"answers {short[stops[-1]]:.0f}% of the questions on one chunk, below {arms.LEAST_SHORT:g}%"
-            raise UserError(f"seed {seed.seed}: the base model {found_short}: it has not learned to look up; take another seed")
+        require_short(seed, "the base model", short[stops[-1]])
         found = ", ".join(f"{base:g}: {value:.1f}" for base, value in raised.items())
         print(f"seed {seed.seed}: one chunk {short[stops[-1]]:.1f}; iteration {erring} errs ({short[erring]:.1f})")
         print(f"seed {seed.seed}: raised base {chosen[seed.seed]:g}; {long} untrained: {found}")
@@ -292,6 +321,23 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
     ]
     pool.run("base models: conversion", chains)
     return chosen
+
+
+def teach_more(seeds: Sequence[Seed], conditions: Sequence[Condition], pool: Pool) -> None:
+    """Make the base models of conditions that ask for more than the school teaches."""
+    for condition in conditions:
+        if condition.grade:
+            pool.run(f"{condition.name}: base models", [seed.teach(condition, condition.grade) for seed in seeds])
+            for seed in seeds:
+                short = scores(seed.taught(condition), "base")["1x"]
+                require_short(seed, f"the base model of `{condition.name}`", short)
+
+
+def require_short(seed: Seed, model: str, short: float) -> None:
+    """Refuse a seed whose base model cannot look up on one chunk: there is nothing that it could teach itself."""
+    if short < arms.LEAST_SHORT:
+        found = f"answers {short:.0f}% of the questions on one chunk, below {arms.LEAST_SHORT:g}%"
+        raise UserError(f"seed {seed.seed}: {model} {found}: it has not learned to look up; take another seed")
 
 
 def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequence[Arm], workers: int) -> None:
@@ -312,6 +358,7 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
         ]
         pool.run(f"{condition.name}: pairs", chains)
 
+    teach_more(tested, conditions, pool)
     first, base = CONDITIONS[0], rotary[validation.seed]
     write_pairs(first, [validation])
     sweep = [validation.train(first, arm, rate, base) for arm in chosen_arms for rate in arms.LEARNING_RATES]

@@ -36,7 +36,7 @@ def parts():
 
 
 NAMED_ROUNDS = ("4x", "8x", "at-once")
-KINDS = st.sampled_from(("facts", "notes"))
+KINDS = st.sampled_from(("facts", "lists", "notes"))
 
 
 @settings(max_examples=50, deadline=None)
@@ -86,7 +86,7 @@ def test_the_tokenizer_knows_every_word_and_an_answer_follows_its_question_at_on
 
 
 def test_lessons_are_right_and_their_two_sides_differ_in_the_last_answer_alone(parts):
-    for lesson in parts["make_data"].lessons(random.Random(1), 60, (24, 64, 112)):
+    for lesson in parts["make_data"].lessons(random.Random(1), 60, (24, 64, 112), 0.3):
         told, turns = f" {' '.join(lesson['long_context'].split())} ", lesson["turns"]
         assert [turn["chosen"] == turn["rejected"] for turn in turns] == [True] * (len(turns) - 1) + [False]
         for turn in turns:
@@ -116,13 +116,14 @@ def test_questions_come_from_as_many_chunks_as_there_are(parts):
 
 def test_every_command_of_the_study_takes_its_flags(parts):
     study, arms = parts["study"], parts["arms"]
-    seed, notes = study.Seed(0), arms.CONDITIONS[3]
-    kinds = {task.name: task for task in (*seed.school(), *seed.pairs(notes, arms.ARMS, 1e5), seed.write_questions(notes))}
+    seed, lists = study.Seed(0), arms.CONDITIONS[3]
+    tasks = (*seed.school(), *seed.teach(lists, lists.grade), *seed.pairs(lists, arms.ARMS, 1e5), seed.write_questions(lists))
+    kinds = {task.name: task for task in tasks}
     once = {tuple(task.command[:2]): task for task in kinds.values() if not task.command[1].startswith(study.HERE)}
-    trained = [seed.train(notes, arm, 1e-4, 1e5) for arm in arms.ARMS]
-    models = {"longpo": seed.trained(notes, arms.ARMS[0], 1e-4)}
-    asked = [seed.evaluate(notes, models, short=short) for short in (False, True)]
-    asked += [seed.evaluate_raised(notes, 1e5, short=short) for short in (False, True)]
+    trained = [seed.train(lists, arm, 1e-4, 1e5) for arm in arms.ARMS]
+    models = {"longpo": seed.trained(lists, arms.ARMS[0], 1e-4)}
+    asked = [seed.evaluate(lists, models, short=short) for short in (False, True)]
+    asked += [seed.evaluate_raised(lists, 1e5, short=short) for short in (False, True)]
     for task in (*once.values(), *trained, *asked):
         assert_flags_are_taken(read_command(list(task.command)))
 
@@ -221,6 +222,42 @@ def test_a_seed_whose_base_cannot_look_up_is_refused(parts, tmp_path, monkeypatc
         write_results(seed.folder / f"evaluation-rotary-{base:g}", "raised", **groups)
     with pytest.raises(UserError, match=r"seed 7: the base model answers 34% of the questions on one chunk, below 90%"):
         study.choose_bases([seed], study.Pool(tmp_path, 1))
+
+
+def test_a_seed_whose_further_taught_base_cannot_look_up_is_refused(parts, tmp_path, monkeypatch):
+    study, lists = parts["study"], parts["arms"].CONDITIONS[3]
+    monkeypatch.setattr(study, "BUILD", tmp_path)
+    monkeypatch.setattr(study.Pool, "run", lambda *_: None)
+    seed = study.Seed(7)
+    write_results(seed.taught(lists), "base", **{"1x": 60.0})
+    with pytest.raises(UserError, match=r"seed 7: the base model of `lists` answers 60% of the questions on one chunk"):
+        study.teach_more([seed], [lists], study.Pool(tmp_path, 1))
+
+
+def test_only_a_condition_with_a_grade_of_its_own_has_another_base(parts):
+    study, seed = parts["study"], parts["study"].Seed(0)
+    bases = {condition.name: seed.native(condition).as_posix() for condition in parts["arms"].CONDITIONS}
+    start = "build/miniature/seed0"
+    assert bases == {
+        "right": f"{start}/base",
+        "noisy": f"{start}/erring",
+        "scopes": f"{start}/base",
+        "lists": f"{start}/lists/base",
+    }
+    lists = parts["arms"].CONDITIONS[3]
+    taught = seed.teach(lists, lists.grade)
+    (training,) = [task.command for task in taught if "pretrain_longpo.py" in task.command]
+    assert training[training.index("--pretrained-checkpoint") + 1] == study.Seed(0).graduate(1).as_posix()
+
+
+def test_lessons_about_lists_are_of_their_share_and_change_no_lesson_without_them(parts):
+    make_data = parts["make_data"]
+    words = (36, 112)
+    listed = list(make_data.lessons(random.Random(4), 400, words, 0.7))
+    lengths = [len(lesson["turns"][0]["chosen"].split()) for lesson in listed]
+    assert 0.5 < lengths.count(parts["language"].LIST_VALUES) / len(lengths) < 0.7  # of the lessons that have a document
+    without = list(make_data.lessons(random.Random(4), 400, words))
+    assert not any(len(turn["chosen"].split()) == 8 for lesson in without for turn in lesson["turns"])
 
 
 def test_an_answer_is_right_or_what_another_scope_says_or_wrong(parts):

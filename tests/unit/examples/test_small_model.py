@@ -56,9 +56,7 @@ def test_perplexity_is_that_of_the_model_s_own_log_probs(folder, tmp_path):
     path.write_text(json.dumps({"text": text}) + "\n")
     found = {}
     for base in (None, 1e6):
-        model = open_folder(
-            Place(name="tiny", folder=folder), dtype="float32", rotary_base=base, batch_tokens=64, group_size=1
-        )
+        model = open_folder(Place(name="tiny", folder=folder), dtype="float32", rotary_base=base, batch_tokens=64, group_size=1)
         found[base] = load("perplexity").measure(model, [path], 512)["held"]
         network, tokenizer = model.engine.model, model.tokenizer.tokenizer
         ids = tokenizer.encode(text, add_special_tokens=False)
