@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 SCOPES = tuple(f"s{i}" for i in range(32))
@@ -28,8 +28,8 @@ CHUNK_WORDS = 112
 FACTS_IN_CHUNK = 5
 LONG_IN_CHUNK = 2
 """Lists or notes of a chunk."""
-LIST_VALUES = 8
-NOTE_WORDS = 12
+VALUE_WORDS: Mapping[Kind, int] = {"facts": 2, "lists": 8, "notes": 12}
+"""Words of what a key has."""
 FEW_KEYS = 8
 """Keys of a document whose scopes share them."""
 
@@ -136,8 +136,8 @@ def ask(chunk: str, number: int, seed: int) -> list[str]:
 
 def _value(rng: random.Random, kind: Kind) -> list[str]:
     if kind == "notes":
-        return filler(rng, NOTE_WORDS)
-    return rng.sample(VALUES, LIST_VALUES) if kind == "lists" else rng.choices(VALUES, k=2)
+        return filler(rng, VALUE_WORDS[kind])
+    return rng.sample(VALUES, VALUE_WORDS[kind]) if kind == "lists" else rng.choices(VALUES, k=VALUE_WORDS[kind])
 
 
 def _statements_in(kind: Kind, chunk_words: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import arms
 from arms import ARMS, CONDITIONS, Arm, Condition
 from compare_rounds import folder_of, learning_rate
-from language import ASK_NOTE, NOTE_WORDS, SCOPES
+from language import SCOPES, VALUE_WORDS, Kind
 from study import BUILD, HERE, NAME, REPOSITORY, Seed, choose_rates, read_sweep, scores, skills
 
 from megatron_longpo.utils.errors import UserError, run_command
@@ -113,7 +113,7 @@ def labels(condition: Condition, seeds: Sequence[Seed]) -> str:
             record = json.loads(line)
             for turn in record["turns"]:
                 for side, found in counts.items():
-                    found[kind_of(turn[side], turn["instruction"], record["long_context"])] += 1
+                    found[kind_of(turn[side], turn["instruction"], record["long_context"], condition.kind)] += 1
     parts = []
     for side, found in counts.items():
         wrong = found["other scope"] + found["wrong"]
@@ -124,10 +124,10 @@ def labels(condition: Condition, seeds: Sequence[Seed]) -> str:
     return f"Answers in the pairs that are right: {', '.join(parts)}."
 
 
-def kind_of(answer: str, question: str, document: str) -> str:
+def kind_of(answer: str, question: str, document: str, kind: Kind = "facts") -> str:
     """Tell whether an answer is right, is what another scope of the document says of the key, or is wrong in another way."""
-    kind, scope, key = question.split()
-    words, length = document.split(), NOTE_WORDS if kind == ASK_NOTE else 2
+    _, scope, key = question.split()
+    words, length = document.split(), VALUE_WORDS[kind]
     told = {
         before: words[place + 2 : place + 2 + length]
         for place, (before, word) in enumerate(pairwise(words))

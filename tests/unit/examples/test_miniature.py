@@ -255,7 +255,7 @@ def test_lessons_about_lists_are_of_their_share_and_change_no_lesson_without_the
     words = (36, 112)
     listed = list(make_data.lessons(random.Random(4), 400, words, 0.7))
     lengths = [len(lesson["turns"][0]["chosen"].split()) for lesson in listed]
-    assert 0.5 < lengths.count(parts["language"].LIST_VALUES) / len(lengths) < 0.7  # of the lessons that have a document
+    assert 0.5 < lengths.count(parts["language"].VALUE_WORDS["lists"]) / len(lengths) < 0.7  # of the lessons that have a document
     without = list(make_data.lessons(random.Random(4), 400, words))
     assert not any(len(turn["chosen"].split()) == 8 for lesson in without for turn in lesson["turns"])
 
@@ -265,6 +265,9 @@ def test_an_answer_is_right_or_what_another_scope_says_or_wrong(parts):
     document = "f1 s1 k1 v1 v2 f2\n\ns2 k1 v3 v4 s3 k2 v1 v9"
     answers = {"v1 v2": "right", "v3 v4": "other scope", "v1 v9": "wrong", "v1": "wrong", "": "wrong"}
     assert {answer: kind_of(answer, "Q s1 k1", document) for answer in answers} == answers
+    document = "s1 k1 v1 v2 v3 v4 v5 v6 v7 v8 f1"
+    answers = {"v1 v2 v3 v4 v5 v6 v7 v8": "right", "v1 v2": "wrong", "v1 v2 v3 v4 v5 v6 v7 v9": "wrong"}
+    assert {answer: kind_of(answer, "Q s1 k1", document, "lists") for answer in answers} == answers
 
 
 def test_two_rounds_and_one_at_once_start_from_the_same_base_and_read_as_many_tokens(parts, tmp_path, monkeypatch):
