@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 from megatron_longpo.conversion.hf_folder import CONFIG
-from megatron_longpo.conversion.record import ASSETS, ModelRecord, sync_folder, write_text
+from megatron_longpo.conversion.record import ASSETS, ModelRecord, sync_folder
 from megatron_longpo.conversion.workers import Workers, say
 from megatron_longpo.models.hf_config import architecture_to_hf
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.files import write_text
 
 EXPORT_RECORD = "longpo_export.json"
 
@@ -56,7 +57,7 @@ def start_export(target: Path, workers: Workers) -> Path:
 
 def finish_export(partial: Path, target: Path, origin: dict[str, object], fingerprint: str) -> None:
     """Give the folder, which holds everything else by now, its record and its name."""
-    write_text(partial / EXPORT_RECORD, json.dumps({**origin, "weights_sha256": fingerprint}, indent=2))
+    write_text(partial / EXPORT_RECORD, json.dumps({**origin, "weights_sha256": fingerprint}, indent=2) + "\n")
     sync_folder(partial)
     os.rename(partial, target)
     sync_folder(target.parent)
@@ -68,4 +69,5 @@ def write_assets(folder: Path, partial: Path, record: ModelRecord, dtype: str) -
     for file in sorted(assets.iterdir()) if assets.is_dir() else ():
         shutil.copyfile(file, partial / file.name)
     config = json.loads((assets / CONFIG).read_text(encoding="utf-8")) if (assets / CONFIG).exists() else None
-    write_text(partial / CONFIG, json.dumps(architecture_to_hf(record.architecture, dtype, config), indent=2, sort_keys=True))
+    written = architecture_to_hf(record.architecture, dtype, config)
+    write_text(partial / CONFIG, json.dumps(written, indent=2, sort_keys=True) + "\n")

@@ -19,10 +19,11 @@ from megatron_longpo.conversion.layout import Piece, Shape, build_layout, native
 from megatron_longpo.conversion.model_card import model_card
 from megatron_longpo.conversion.native_reader import NativeReader
 from megatron_longpo.conversion.progress import byte_bar
-from megatron_longpo.conversion.record import ModelRecord, find_iteration, write_text
+from megatron_longpo.conversion.record import ModelRecord, find_iteration
 from megatron_longpo.conversion.safetensors_io import write_file
 from megatron_longpo.conversion.workers import Workers
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.files import write_text
 
 DEFAULT_SHARD_BYTES = 5 * 1000**3
 
@@ -164,4 +165,4 @@ def _write_index(partial: Path, shards: dict[str, list[_Entry]]) -> None:
     weight_map = {entry.name: name for name, entries in shards.items() for entry in entries}
     total = sum(entry.num_bytes for entries in shards.values() for entry in entries)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_text(partial / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True))
+    write_text(partial / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True) + "\n")

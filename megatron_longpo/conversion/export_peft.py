@@ -13,9 +13,10 @@ from megatron_longpo.conversion.adapters import AdapterReader
 from megatron_longpo.conversion.export_folder import existing_export, finish_export, origin_of, start_export, write_assets
 from megatron_longpo.conversion.fingerprint import digest_tensor, dtype_name, hash_tensors
 from megatron_longpo.conversion.model_card import adapter_card
-from megatron_longpo.conversion.record import ModelRecord, write_text
+from megatron_longpo.conversion.record import ModelRecord
 from megatron_longpo.conversion.safetensors_io import write_file
 from megatron_longpo.conversion.workers import Workers
+from megatron_longpo.utils.files import write_text
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -52,7 +53,7 @@ def export_adapters(folder: Path, record: ModelRecord, target: Path, dtype: str 
         for _ in write_file(partial / ADAPTER_WEIGHTS, layout, tensors.items()):
             pass
         write_assets(folder, partial, record, record.dtype)
-        write_text(partial / ADAPTER_CONFIG, json.dumps(_peft_config(record), indent=2, sort_keys=True))
+        write_text(partial / ADAPTER_CONFIG, json.dumps(_peft_config(record), indent=2, sort_keys=True) + "\n")
         write_text(partial / "README.md", adapter_card(record, stored, fingerprint))
         finish_export(partial, target, origin, fingerprint)
     workers.barrier()

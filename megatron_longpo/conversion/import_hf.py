@@ -15,10 +15,11 @@ from megatron_longpo.conversion.hf_folder import HfFolder, open_hf_folder
 from megatron_longpo.conversion.layout import Piece, build_layout
 from megatron_longpo.conversion.native_writer import write_native
 from megatron_longpo.conversion.progress import byte_bar
-from megatron_longpo.conversion.record import ASSETS, RELEASE, TRACKER_FILE, ModelRecord, find_iteration, sync_folder, write_text
+from megatron_longpo.conversion.record import ASSETS, RELEASE, TRACKER_FILE, ModelRecord, find_iteration, sync_folder
 from megatron_longpo.conversion.safe_metadata import check_metadata
 from megatron_longpo.conversion.workers import Workers, say
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.files import write_text
 
 
 def hf_to_mcore(source: Path, target: Path, workers: Workers | None = None) -> ModelRecord:
@@ -51,7 +52,7 @@ def hf_to_mcore(source: Path, target: Path, workers: Workers | None = None) -> M
     workers.barrier()
     record = _convert(folder, partial, workers)
     if workers.is_first:
-        write_text(partial / TRACKER_FILE, RELEASE)
+        write_text(partial / TRACKER_FILE, RELEASE + "\n")
         sync_folder(partial)
         os.rename(partial, target)
         sync_folder(target.parent)

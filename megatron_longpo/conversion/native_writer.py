@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 
 from megatron_longpo.conversion.layout import EXTRA_STATE_MODULES, LAYER_PREFIX, Piece
-from megatron_longpo.conversion.record import write_text
 from megatron_longpo.conversion.safe_metadata import COMMON_FILE
 from megatron_longpo.conversion.workers import Workers
+from megatron_longpo.utils.files import write_text
 
 # What mcore 0.16 asks for in metadata.json; 0.19 reads the first two fields and takes common.pt as its older form of common data
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
@@ -118,5 +118,5 @@ def write_native(
         dcp.save({}, storage_writer=dcp.FileSystemWriter(folder), planner=planner, no_dist=workers.size == 1)
     if workers.is_first:
         torch.save(_COMMON, folder / COMMON_FILE)
-        write_text(folder / "metadata.json", json.dumps(_FORMAT))
+        write_text(folder / "metadata.json", json.dumps(_FORMAT) + "\n")
     workers.barrier()

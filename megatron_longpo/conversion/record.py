@@ -19,6 +19,7 @@ from typing import Any
 
 from megatron_longpo.models.architecture import ModelArchitecture
 from megatron_longpo.utils.errors import UserError
+from megatron_longpo.utils.files import write_text
 
 RECORD_FILE = "longpo_model.json"
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
@@ -72,7 +73,7 @@ class ModelRecord:
 
     def write(self, folder: Path) -> None:
         """Write the record into an iteration's folder."""
-        write_text(folder / RECORD_FILE, json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=2))
+        write_text(folder / RECORD_FILE, json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> ModelRecord:
@@ -158,16 +159,6 @@ def copy_assets(source: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source / ASSETS, partial)
     os.rename(partial, target / ASSETS)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file at once: under a temporary name, flushed, renamed."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text if text.endswith("\n") else text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
 
 
 def sync_folder(path: Path) -> None:
