@@ -26,6 +26,7 @@ test-matrix: setup
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
 
 setup:

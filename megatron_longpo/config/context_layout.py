@@ -91,9 +91,7 @@ def choose_exchange(
     return _settled(parallel, "a2a+p2p", (trade, cp // trade)), f"{size}, and the heads divide over {trade} of {cp} ranks"
 
 
-def settle_exchange(
-    config: RunConfig, heads: HeadCounts, *, ranks_per_node: int | None = None
-) -> tuple[RunConfig, str]:
+def settle_exchange(config: RunConfig, heads: HeadCounts, *, ranks_per_node: int | None = None) -> tuple[RunConfig, str]:
     """A run's configuration with its exchange settled, and the reason; see `choose_exchange`."""
     parallel, reason = choose_exchange(
         config.parallel,

@@ -235,9 +235,7 @@ class Generator:
         verdicts = checks.judge_pairs(asker, self.short, self.settings.prompts, items, self._fits)
         return self._judged(items, verdicts, "verified_better", "verifier: the rejected answer is better")
 
-    def _judged(
-        self, items: list[checks.Item], verdicts: Sequence[bool | None], field: str, reason: str
-    ) -> list[checks.Item]:
+    def _judged(self, items: list[checks.Item], verdicts: Sequence[bool | None], field: str, reason: str) -> list[checks.Item]:
         """Write verdicts into the turns, and drop those with a verdict against them where the verifier filters."""
         judged = []
         for (work, turn), verdict in zip(items, verdicts, strict=True):

@@ -138,9 +138,7 @@ def gathered_runs(length: int, size: int) -> tuple[Run, ...]:
     a chunk sees of it still lies side by side.
     """
     half, chunk = length // 2, length // (2 * size)
-    mirrored = tuple(
-        Run(length - (rank + 1) * chunk, length - rank * chunk, half + rank * chunk) for rank in range(size)
-    )
+    mirrored = tuple(Run(length - (rank + 1) * chunk, length - rank * chunk, half + rank * chunk) for rank in range(size))
     return (Run(0, half, 0), *mirrored)
 
 

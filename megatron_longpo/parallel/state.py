@@ -123,9 +123,7 @@ def _join(config: ParallelConfig) -> None:
             cpu_backend.communication_backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
         )
     else:
-        dist.init_process_group(
-            cpu_backend.communication_backend(), rank=rank, world_size=world_size, timeout=timeout
-        )
+        dist.init_process_group(cpu_backend.communication_backend(), rank=rank, world_size=world_size, timeout=timeout)
 
 
 def destroy() -> None:

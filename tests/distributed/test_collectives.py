@@ -51,9 +51,7 @@ def _gather_then_scatter() -> bool:
             for run in runs[step]:
                 seen[run.start : run.end] += 1
 
-        def give(
-            step: int, keys: torch.Tensor, values: torch.Tensor, d_keys: torch.Tensor, d_values: torch.Tensor
-        ) -> None:
+        def give(step: int, keys: torch.Tensor, values: torch.Tensor, d_keys: torch.Tensor, d_values: torch.Tensor) -> None:
             d_keys += keys * (rank + 1)
             d_values += values * (rank + 1)
 

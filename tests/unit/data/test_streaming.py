@@ -43,6 +43,7 @@ def growth(tmp_path_factory):
 
     return measure
 
+
 pytestmark = pytest.mark.slow
 
 

@@ -66,7 +66,7 @@ REFUSALS = [
 ]
 NOT_REFUSALS = [
     'Darcy says "I cannot answer that question" and leaves the room.',
-    '"I\'m sorry, but I can\'t help you," Emma replies to Harriet.',
+    "\"I'm sorry, but I can't help you,\" Emma replies to Harriet.",
     "\u2018I can\u2019t help you,\u2019 she says, and turns away.",
     "The reply is `I am unable to answer`, which the parser rejects.",
     "> I cannot answer that question.\nThe line above is the hermit's reply.",

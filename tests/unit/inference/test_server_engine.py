@@ -242,9 +242,7 @@ def test_any_text_is_an_answer(tokenizer: PromptTokenizer, content: str) -> None
         assert ask(connect(tokenizer, server), ["What?"]) == [Completion(content.strip(), "length", 3)]
 
 
-def test_bodies_with_anything_in_them_never_break_the_reader(
-    tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bodies_with_anything_in_them_never_break_the_reader(tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron_longpo.inference.server_engine.MOST_FAILURES", 10_000)
     rng = random.Random(0)
     values: list[Any] = [None, 3, "text", [], {}, [None], [3], {"message": None}, True, "\ud800"]
