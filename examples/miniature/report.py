@@ -124,18 +124,46 @@ def labels(condition: Condition, seeds: Sequence[Seed]) -> str:
     return f"Answers in the pairs that are right: {', '.join(parts)}."
 
 
-def kind_of(answer: str, question: str, document: str, kind: Kind = "facts") -> str:
-    """Tell whether an answer is right, is what another scope of the document says of the key, or is wrong in another way."""
-    _, scope, key = question.split()
+def told_of(key: str, document: str, kind: Kind) -> dict[str, list[str]]:
+    """List what each scope of a document says of a key."""
     words, length = document.split(), VALUE_WORDS[kind]
-    told = {
+    return {
         before: words[place + 2 : place + 2 + length]
         for place, (before, word) in enumerate(pairwise(words))
         if before in SCOPES and word == key
     }
+
+
+def kind_of(answer: str, question: str, document: str, kind: Kind = "facts") -> str:
+    """Tell whether an answer is right, is what another scope of the document says of the key, or is wrong in another way."""
+    _, scope, key = question.split()
+    told = told_of(key, document, kind)
     if answer.split() == told[scope]:
         return "right"
     return "other scope" if answer.split() in told.values() else "wrong"
+
+
+def scopes_of_answers(condition: Condition, seeds: Sequence[Seed], methods: Iterable[str]) -> str:
+    """Say how often a method answers what some scope says of the key, and how often it is then the right scope."""
+    group, found, chances = long_of(condition), [], []
+    asked = {}
+    for seed in seeds:
+        records = map(json.loads, seed.questions(condition).read_text().splitlines())
+        asked[seed.seed] = [record for record in records if record["group"] == group]
+        for record in asked[seed.seed]:
+            chances.append(100 / len(told_of(record["question"].split()[-1], record["context"], condition.kind)))
+    for method in methods:
+        counts = Counter[str]()
+        for seed in seeds:
+            folder = seed.place(condition) / ("evaluation-raised" if method == "raised" else "evaluation")
+            samples = map(json.loads, (folder / method / "samples.jsonl").read_text().splitlines())
+            answers = [sample["answer"] for sample in samples if sample["group"] == group]
+            for record, answer in zip(asked[seed.seed], answers, strict=True):
+                counts[kind_of(answer, record["question"], record["context"], condition.kind)] += 1
+        some = counts["right"] + counts["other scope"]
+        found.append(f"`{method}` {100 * some / counts.total():.0f} and {100 * counts['right'] / max(some, 1):.0f}%")
+    chance = f"A model that takes any of the key's scopes would have {statistics.mean(chances):.0f}%"
+    return f"Answers that are what some scope says of the key, and of these the right scope's: {', '.join(found)}. {chance}."
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
@@ -352,6 +380,7 @@ def main() -> None:
             "",
             *table(condition, found),
             "",
+            *([scopes_of_answers(condition, seeds, measured), ""] if condition.shared_keys else []),
             f"Long accuracy, seed by seed: {differences(measured) or 'no two of the compared arms have run'}.",
             "",
             f"Skills where an arm, on its way, first answers {level:.0f}% at {condition.chunks} chunks: {listed}.",

@@ -319,3 +319,23 @@ def test_rows_of_rounds_stand_only_when_all_seeds_have_run(parts, tmp_path, monk
     assert (second["long"], second["long_by_seed"], second["skills"], second["lr"]) == (50.0, [40.0, 60.0], 75.0, 1e-3)
     assert (rows["base"]["long"], rows["base"]["lr"], rows["8x at once"]["steps"]) == (2.0, None, 60)
     assert "| second round, 8x | 80 | 50.0 ± 14.1 | 40.0, 60.0 |" in "\n".join(report.table_of_rounds(list(rows.values())))
+
+
+def test_answers_are_counted_by_the_scope_whose_value_they_are(parts, tmp_path, monkeypatch):
+    study, scopes = parts["study"], parts["arms"].CONDITIONS[2]
+    monkeypatch.setattr(study, "BUILD", tmp_path)
+    seed = study.Seed(0)
+    document = "s1 k1 v1 v2 f2\n\ns2 k1 v3 v4\n\ns3 k2 v5 v6\n\ns4 k1 v7 v8"
+    asked = [("4x", "s1", "v1 v2"), ("4x", "s2", "v3 v4"), ("4x", "s4", "v7 v8"), ("8x", "s1", "v1 v2")]
+    answers = ("v1 v2", "v7 v8", "v9", "v1 v2")
+    written = [{"group": g, "context": document, "question": f"Q {s} k1", "answers": [right]} for g, s, right in asked]
+    seed.place(scopes).mkdir(parents=True)
+    seed.questions(scopes).write_text("".join(json.dumps(record) + "\n" for record in written))
+    samples = [{"group": group, "answer": answer} for (group, _, _), answer in zip(asked, answers, strict=True)]
+    for folder, method in (("evaluation", "longpo"), ("evaluation-raised", "raised")):
+        place = seed.place(scopes) / folder / method
+        place.mkdir(parents=True)
+        (place / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    text = parts["report"].scopes_of_answers(scopes, [seed], ["raised", "longpo"])
+    assert "`raised` 67 and 50%, `longpo` 67 and 50%" in text
+    assert text.endswith("would have 33%.")
