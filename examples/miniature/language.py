@@ -67,6 +67,7 @@ def make_document(
     *,
     kind: Kind = "facts",
     shared_keys: bool = False,
+    few_keys: int = FEW_KEYS,
     examples: bool = True,
     chunk_words: int = CHUNK_WORDS,
 ) -> Document:
@@ -78,12 +79,13 @@ def make_document(
         kind: what its chunks tell.
         shared_keys: all chunks speak of the same few keys, so that only the scope tells which value is meant; else no key occurs
             twice.
+        few_keys: how many they are, if a chunk does not need more.
         examples: chunks end with an example of each skill that needs no document.
         chunk_words: words of a chunk.
     """
     per_chunk = _statements_in(kind, chunk_words)
     scopes = rng.sample(SCOPES, num_chunks)
-    few = rng.sample(KEYS, max(FEW_KEYS, per_chunk))
+    few = rng.sample(KEYS, max(few_keys, per_chunk))
     unique = rng.sample(KEYS, num_chunks * per_chunk)
     chunks, questions = [], []
     for number, scope in enumerate(scopes):

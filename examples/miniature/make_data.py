@@ -30,14 +30,16 @@ NOTES = 0.25
 TURNS_IN_LESSON = 5
 
 
-def lessons(rng: random.Random, number: int, words: Sequence[int], lists: float = 0.0) -> Iterator[dict[str, Any]]:
+def lessons(
+    rng: random.Random, number: int, words: Sequence[int], *, lists: float = 0.0, scopes: float = 0.0
+) -> Iterator[dict[str, Any]]:
     """Make labelled chats of short documents, and of the skills that need none: what the base model is taught by plain SFT.
 
     The format has two sides; only the chosen one is learned from, and the other differs in its last answer. ``lists`` is the
-    share of the longer documents that tell lists.
+    share of the longer documents that tell lists, ``scopes`` that of all documents in which only the scope tells what is meant.
     """
     for index in range(number):
-        context, questions = _skills(rng) if rng.random() < SKILLS else _lesson(rng, rng.choice(words), lists)
+        context, questions = _skills(rng) if rng.random() < SKILLS else _lesson(rng, rng.choice(words), lists, scopes)
         wrong = rng.choice(VALUES)
         turns = [
             {"short_context": context, "instruction": question.text, "chosen": question.answer, "rejected": question.answer}
@@ -52,7 +54,9 @@ def _skills(rng: random.Random) -> tuple[str, list[Question]]:
     return " ".join(filler(rng, rng.randint(1, 12))), asked
 
 
-def _lesson(rng: random.Random, words: int, lists: float) -> tuple[str, list[Question]]:
+def _lesson(rng: random.Random, words: int, lists: float, scopes: float) -> tuple[str, list[Question]]:
+    if scopes and rng.random() < scopes:
+        return _lesson_about_scopes(rng, words)
     kind: Kind = "facts"
     if words >= 36:
         kind = "lists" if lists and rng.random() < lists else "notes" if rng.random() < NOTES else "facts"
@@ -68,6 +72,14 @@ def _lesson(rng: random.Random, words: int, lists: float) -> tuple[str, list[Que
     rounds = 1 if kind != "facts" or words > 48 else 2  # on the shortest, the second round can look back at the first
     asked = [rng.sample(document.questions, min(len(document.questions), TURNS_IN_LESSON)) for _ in range(rounds)]
     return document.text, [question for questions in asked for question in questions]
+
+
+def _lesson_about_scopes(rng: random.Random, words: int) -> tuple[str, list[Question]]:
+    """Every scope says something of every key."""
+    parts = rng.choice([number for number in (2, 3, 4) if words // number >= 4])
+    examples = words // parts >= 40 and rng.random() < 0.5
+    document = make_document(rng, parts, shared_keys=True, few_keys=1, examples=examples, chunk_words=words // parts)
+    return document.text, rng.sample(document.questions, min(len(document.questions), 2 * TURNS_IN_LESSON))
 
 
 def documents(rng: random.Random, number: int, chunks: int, kind: Kind, shared_keys: bool) -> Iterator[dict[str, Any]]:
@@ -115,6 +127,9 @@ def main() -> None:
     parser.add_argument("--number", type=int, required=True, help="lessons, documents, or questions of each group")
     parser.add_argument("--words", type=int, nargs="+", default=[CHUNK_WORDS], help="lengths of lessons, in words")
     parser.add_argument("--lists", type=float, default=0.0, help="share of the lessons of 36 words or more that are about lists")
+    parser.add_argument(
+        "--scopes", type=float, default=0.0, help="share of the lessons in which only the scope tells what is meant"
+    )
     parser.add_argument("--chunks", type=int, nargs="+", default=[8], help="lengths of documents, in chunks")
     parser.add_argument("--kind", choices=("facts", "lists"), default="facts")
     parser.add_argument("--shared-keys", action="store_true", help="the scopes of a document share their keys")
@@ -122,7 +137,7 @@ def main() -> None:
     rng = random.Random(f"{arguments.what} {arguments.seed}")
     number, kind, shared = arguments.number, arguments.kind, arguments.shared_keys
     make: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
-        "lessons": lambda: lessons(rng, number, arguments.words, arguments.lists),
+        "lessons": lambda: lessons(rng, number, arguments.words, lists=arguments.lists, scopes=arguments.scopes),
         "documents": lambda: documents(rng, number, arguments.chunks[0], kind, shared),
         "questions": lambda: questions(rng, arguments.chunks, number, kind, shared),
     }

@@ -86,7 +86,7 @@ def test_the_tokenizer_knows_every_word_and_an_answer_follows_its_question_at_on
 
 
 def test_lessons_are_right_and_their_two_sides_differ_in_the_last_answer_alone(parts):
-    for lesson in parts["make_data"].lessons(random.Random(1), 60, (24, 64, 112), 0.3):
+    for lesson in parts["make_data"].lessons(random.Random(1), 60, (24, 64, 112), lists=0.3, scopes=0.3):
         told, turns = f" {' '.join(lesson['long_context'].split())} ", lesson["turns"]
         assert [turn["chosen"] == turn["rejected"] for turn in turns] == [True] * (len(turns) - 1) + [False]
         for turn in turns:
@@ -253,7 +253,7 @@ def test_only_a_condition_with_a_grade_of_its_own_has_another_base(parts):
 def test_lessons_about_lists_are_of_their_share_and_change_no_lesson_without_them(parts):
     make_data = parts["make_data"]
     words = (36, 112)
-    listed = list(make_data.lessons(random.Random(4), 400, words, 0.7))
+    listed = list(make_data.lessons(random.Random(4), 400, words, lists=0.7))
     lengths = [len(lesson["turns"][0]["chosen"].split()) for lesson in listed]
     assert 0.5 < lengths.count(parts["language"].VALUE_WORDS["lists"]) / len(lengths) < 0.7  # of the lessons that have a document
     without = list(make_data.lessons(random.Random(4), 400, words))
