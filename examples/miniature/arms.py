@@ -40,6 +40,7 @@ class Grade:
     """A part of a base model's schooling.
 
     Attributes:
+        name: in the names of its files.
         words: lengths of its lessons' documents.
         lessons: how many.
         iterations: of 48 lessons.
@@ -47,8 +48,10 @@ class Grade:
         lr: peak learning rate.
         min_lr: at the end.
         lists: share of its longer lessons that are about lists.
+        scopes: share of its lessons in which only the scope tells what is meant.
     """
 
+    name: str
     words: tuple[int, ...]
     lessons: int
     iterations: int
@@ -56,15 +59,21 @@ class Grade:
     lr: float
     min_lr: float
     lists: float = 0.0
+    scopes: float = 0.0
 
 
 SCHOOL = (
-    Grade((20, 24, 32), 12000, 1600, "answers", 2e-3, 2e-3),
-    Grade((24, 36, 48, 64, 80, 112), 16000, 1000, "all", 2e-3, 1e-4),
+    Grade("0", (20, 24, 32), 12000, 1600, "answers", 2e-3, 2e-3),
+    Grade("1", (24, 36, 48, 64, 80, 112), 16000, 1000, "all", 2e-3, 1e-4),
 )
 """Looking up emerges on short documents, after 500 to 1,000 iterations or later; then they grow, and their text is learned."""
-LISTS = Grade((36, 48, 64, 80, 112), 8000, 800, "answers", 1e-3, 1e-4, lists=0.7)
-"""After it, for the condition that asks for lists."""
+LISTS = Grade("lists", (36, 48, 64, 80, 112), 8000, 800, "answers", 1e-3, 1e-4, lists=0.7)
+"""After the school, for the condition that asks for lists."""
+SCOPES = (
+    Grade("scopes-short", (8, 12, 16, 24, 32), 16000, 3000, "answers", 2e-3, 1e-3, scopes=1.0),
+    Grade("scopes", (12, 24, 36, 48, 64, 80, 112), 16000, 1000, "answers", 1e-3, 1e-4, scopes=0.7),
+)
+"""For the condition in which only the scope tells what is meant: that emerges on short documents too, after some 2,000 iterations."""
 ERRING_ITERATIONS = (10, 20, 30, 40, 50)
 ERRING_TARGET = 85.0
 """The model that errs is the checkpoint, of these of the last grade, that answers nearest to this share of short questions."""
@@ -81,7 +90,7 @@ class Condition:
         kind: what is asked for.
         shared_keys: a document's scopes share their keys.
         errs: the base is an earlier checkpoint, which errs on short documents too.
-        grade: what its base is taught after the school.
+        grades: what its base is taught after the school.
         max_new_tokens: longest answer.
     """
 
@@ -91,15 +100,17 @@ class Condition:
     kind: Kind = "facts"
     shared_keys: bool = False
     errs: bool = False
-    grade: Grade | None = None
+    grades: tuple[Grade, ...] = ()
     max_new_tokens: int = 16
 
 
 CONDITIONS = (
     Condition("right", "labels always right"),
     Condition("noisy", "a short-context model that errs", errs=True),
-    Condition("scopes", "systematic long-context errors: the same key in several scopes", chunks=4, shared_keys=True),
-    Condition("lists", "longer answers", kind="lists", grade=LISTS),
+    Condition(
+        "scopes", "systematic long-context errors: the same key in several scopes", chunks=4, shared_keys=True, grades=SCOPES
+    ),
+    Condition("lists", "longer answers", kind="lists", grades=(LISTS,)),
 )
 
 

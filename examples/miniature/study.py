@@ -105,19 +105,23 @@ class Seed:
             python(self.name("init"), f"{HERE}/make_model.py", "--output", model, "--seed", self.seed),
             python(self.name("convert"), "checkpoint_conversion/hf_to_mcore.py", "--hf", model, "--save", native),
         ]
-        for number, grade in enumerate(arms.SCHOOL):
-            start = self.graduate(number - 1) if number else native
-            chain += self.grade(number, grade, start, 10 * self.seed + number)
-        return chain
+        return chain + self.grades(arms.SCHOOL, native, 10 * self.seed)
 
-    def graduate(self, grade: object) -> Path:
+    def graduate(self, grade: Grade) -> Path:
         """Checkpoints of a grade."""
-        return self.folder / f"school{grade}"
+        return self.folder / f"school{grade.name}"
 
-    def grade(self, name: object, grade: Grade, start: Path, seed: int) -> list[Task]:
+    def grades(self, grades: Sequence[Grade], start: Path, seed: int) -> list[Task]:
+        """Teach a checkpoint grade by grade; the seed is that of the first one's lessons."""
+        starts = (start, *map(self.graduate, grades))
+        return [task for number, grade in enumerate(grades) for task in self.grade(grade, starts[number], seed + number)]
+
+    def grade(self, grade: Grade, start: Path, seed: int) -> list[Task]:
         """Teach a checkpoint by plain SFT; the seed is that of the lessons."""
-        lessons, prefix, save = self.folder / f"lessons{name}.jsonl", self.folder / f"grade{name}", self.graduate(name)
-        size = ("--number", grade.lessons, "--words", *grade.words, *(("--lists", grade.lists) if grade.lists else ()))
+        name, save = grade.name, self.graduate(grade)
+        lessons, prefix = self.folder / f"lessons{name}.jsonl", self.folder / f"grade{name}"
+        size = ("--number", grade.lessons, "--words", *grade.words)
+        size += (("--lists", grade.lists) if grade.lists else ()) + (("--scopes", grade.scopes) if grade.scopes else ())
         return [
             python(self.name("lessons", name), f"{HERE}/make_data.py", "lessons", "--output", lessons, "--seed", seed, *size),
             preprocess(self.name("grade", name), lessons, prefix, self.folder / "init"),
@@ -133,18 +137,18 @@ class Seed:
 
     def export(self, iteration: int) -> Task:
         """Export a checkpoint of the last grade."""
-        flags = ("--load", self.graduate(len(arms.SCHOOL) - 1), "--iteration", iteration, "--save", self.stop(iteration))
+        flags = ("--load", self.graduate(arms.SCHOOL[-1]), "--iteration", iteration, "--save", self.stop(iteration))
         return python(self.name("stop", iteration), "checkpoint_conversion/mcore_to_hf.py", *flags)
 
     def native(self, condition: Condition) -> Path:
         """The checkpoint that writes the pairs, refers, and is trained."""
-        if condition.grade:
+        if condition.grades:
             return self.place(condition) / "base"
         return self.folder / ("erring" if condition.errs else "base")
 
     def exported(self, condition: Condition) -> Path:
         """The same as a Hugging Face folder."""
-        if condition.grade:
+        if condition.grades:
             return self.place(condition) / "model"
         return self.stop(self.erring if condition.errs else arms.SCHOOL[-1].iterations)
 
@@ -159,15 +163,15 @@ class Seed:
             return python(self.name(condition.name, "choice"), f"{HERE}/make_data.py", "questions", *flags, *told(condition))
         return python(self.name("choice", chunks), f"{HERE}/make_data.py", "questions", *flags)
 
-    def teach(self, condition: Condition, grade: Grade) -> list[Task]:
+    def teach(self, condition: Condition) -> list[Task]:
         """Teach the base of a condition what the school does not, write it in both formats, and ask it about one chunk."""
         model, asked = self.exported(condition), self.place(condition) / "choice-1x.jsonl"
         return [
-            *self.grade(condition.name, grade, self.graduate(len(arms.SCHOOL) - 1), 10 * self.seed + len(arms.SCHOOL)),
+            *self.grades(condition.grades, self.graduate(arms.SCHOOL[-1]), 10 * self.seed + len(arms.SCHOOL)),
             python(
                 self.name(condition.name, "model"),
                 "checkpoint_conversion/mcore_to_hf.py",
-                *("--load", self.graduate(condition.name), "--save", model),
+                *("--load", self.graduate(condition.grades[-1]), "--save", model),
             ),
             python(
                 self.name(condition.name, "base"),
@@ -326,8 +330,8 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
 def teach_more(seeds: Sequence[Seed], conditions: Sequence[Condition], pool: Pool) -> None:
     """Make the base models of conditions that ask for more than the school teaches."""
     for condition in conditions:
-        if condition.grade:
-            pool.run(f"{condition.name}: base models", [seed.teach(condition, condition.grade) for seed in seeds])
+        if condition.grades:
+            pool.run(f"{condition.name}: base models", [seed.teach(condition) for seed in seeds])
             for seed in seeds:
                 short = scores(seed.taught(condition), "base")["1x"]
                 require_short(seed, f"the base model of `{condition.name}`", short)

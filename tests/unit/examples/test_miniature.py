@@ -117,7 +117,7 @@ def test_questions_come_from_as_many_chunks_as_there_are(parts):
 def test_every_command_of_the_study_takes_its_flags(parts):
     study, arms = parts["study"], parts["arms"]
     seed, lists = study.Seed(0), arms.CONDITIONS[3]
-    tasks = (*seed.school(), *seed.teach(lists, lists.grade), *seed.pairs(lists, arms.ARMS, 1e5), seed.write_questions(lists))
+    tasks = (*seed.school(), *seed.teach(lists), *seed.pairs(lists, arms.ARMS, 1e5), seed.write_questions(lists))
     kinds = {task.name: task for task in tasks}
     once = {tuple(task.command[:2]): task for task in kinds.values() if not task.command[1].startswith(study.HERE)}
     trained = [seed.train(lists, arm, 1e-4, 1e5) for arm in arms.ARMS]
@@ -235,7 +235,7 @@ def test_a_seed_whose_further_taught_base_cannot_look_up_is_refused(parts, tmp_p
 
 
 def test_only_a_condition_with_a_grade_of_its_own_has_another_base(parts):
-    study, seed = parts["study"], parts["study"].Seed(0)
+    seed = parts["study"].Seed(0)
     bases = {condition.name: seed.native(condition).as_posix() for condition in parts["arms"].CONDITIONS}
     start = "build/miniature/seed0"
     assert bases == {
@@ -245,9 +245,9 @@ def test_only_a_condition_with_a_grade_of_its_own_has_another_base(parts):
         "lists": f"{start}/lists/base",
     }
     lists = parts["arms"].CONDITIONS[3]
-    taught = seed.teach(lists, lists.grade)
+    taught = seed.teach(lists)
     (training,) = [task.command for task in taught if "pretrain_longpo.py" in task.command]
-    assert training[training.index("--pretrained-checkpoint") + 1] == study.Seed(0).graduate(1).as_posix()
+    assert training[training.index("--pretrained-checkpoint") + 1] == seed.graduate(parts["arms"].SCHOOL[-1]).as_posix()
 
 
 def test_lessons_about_lists_are_of_their_share_and_change_no_lesson_without_them(parts):
