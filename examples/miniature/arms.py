@@ -73,7 +73,7 @@ SCOPES = (
     Grade("scopes-short", (8, 12, 16, 24, 32), 16000, 3000, "answers", 2e-3, 1e-3, scopes=1.0),
     Grade("scopes", (12, 24, 36, 48, 64, 80, 112), 16000, 1000, "answers", 1e-3, 1e-4, scopes=0.7),
 )
-"""For the condition in which only the scope tells what is meant. That, too, emerges on short documents: after some 2,000 iterations."""
+"""For the condition in which only the scope tells what is meant; that emerges after some 2,000 iterations on short documents."""
 ERRING_ITERATIONS = (10, 20, 30, 40, 50)
 ERRING_TARGET = 85.0
 """The model that errs is the checkpoint, of these of the last grade, that answers nearest to this share of short questions."""
