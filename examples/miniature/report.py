@@ -11,7 +11,7 @@ import json
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -145,25 +145,36 @@ def kind_of(answer: str, question: str, document: str, kind: Kind = "facts") -> 
 
 def scopes_of_answers(condition: Condition, seeds: Sequence[Seed], methods: Iterable[str]) -> str:
     """Say how often a method answers what some scope says of the key, and how often it is then the right scope."""
-    group, found, chances = long_of(condition), [], []
-    asked = {}
-    for seed in seeds:
-        records = map(json.loads, seed.questions(condition).read_text().splitlines())
-        asked[seed.seed] = [record for record in records if record["group"] == group]
-        for record in asked[seed.seed]:
-            chances.append(100 / len(told_of(record["question"].split()[-1], record["context"], condition.kind)))
+    found, chances = [], []
     for method in methods:
         counts = Counter[str]()
-        for seed in seeds:
-            folder = seed.place(condition) / ("evaluation-raised" if method == "raised" else "evaluation")
-            samples = map(json.loads, (folder / method / "samples.jsonl").read_text().splitlines())
-            answers = [sample["answer"] for sample in samples if sample["group"] == group]
-            for record, answer in zip(asked[seed.seed], answers, strict=True):
-                counts[kind_of(answer, record["question"], record["context"], condition.kind)] += 1
+        for record, answer in long_answers(condition, seeds, method):
+            counts[kind_of(answer, record["question"], record["context"], condition.kind)] += 1
+            chances.append(100 / len(told_of(record["question"].split()[-1], record["context"], condition.kind)))
         some = counts["right"] + counts["other scope"]
         found.append(f"`{method}` {100 * some / counts.total():.0f} and {100 * counts['right'] / max(some, 1):.0f}%")
     chance = f"A model that takes any of the key's scopes would have {statistics.mean(chances):.0f}%"
     return f"Answers that are what some scope says of the key, and of these the right scope's: {', '.join(found)}. {chance}."
+
+
+def lengths_of_answers(condition: Condition, seeds: Sequence[Seed], methods: Iterable[str]) -> str:
+    """Say how often a method's answer has as many words as it should have, right or wrong."""
+    wanted, found = VALUE_WORDS[condition.kind], []
+    for method in methods:
+        fit = [len(answer.split()) == wanted for _, answer in long_answers(condition, seeds, method)]
+        found.append(f"`{method}` {100 * statistics.mean(fit):.0f}%")
+    return f"Answers at {condition.chunks} chunks that have {wanted} words, right or wrong: {', '.join(found)}."
+
+
+def long_answers(condition: Condition, seeds: Sequence[Seed], method: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Go through a method's answers about documents as long as those that are learned from, each with its question."""
+    for seed in seeds:
+        folder = seed.place(condition) / ("evaluation-raised" if method == "raised" else "evaluation")
+        both = (seed.questions(condition), folder / method / "samples.jsonl")
+        records = ([json.loads(line) for line in path.read_text().splitlines()] for path in both)
+        for question, sample in zip(*records, strict=True):
+            if question["group"] == long_of(condition):
+                yield question, sample["answer"]
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
@@ -381,6 +392,7 @@ def main() -> None:
             *table(condition, found),
             "",
             *([scopes_of_answers(condition, seeds, measured), ""] if condition.shared_keys else []),
+            *([lengths_of_answers(condition, seeds, measured), ""] if condition.kind != "facts" else []),
             f"Long accuracy, seed by seed: {differences(measured) or 'no two of the compared arms have run'}.",
             "",
             f"Skills where an arm, on its way, first answers {level:.0f}% at {condition.chunks} chunks: {listed}.",

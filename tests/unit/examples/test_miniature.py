@@ -339,3 +339,5 @@ def test_answers_are_counted_by_the_scope_whose_value_they_are(parts, tmp_path, 
     text = parts["report"].scopes_of_answers(scopes, [seed], ["raised", "longpo"])
     assert "`raised` 67 and 50%, `longpo` 67 and 50%" in text
     assert text.endswith("would have 33%.")
+    text = parts["report"].lengths_of_answers(scopes, [seed], ["longpo"])
+    assert text == "Answers at 4 chunks that have 2 words, right or wrong: `longpo` 67%."
