@@ -121,6 +121,9 @@ class Seed:
         name, save = grade.name, self.graduate(grade)
         lessons, prefix = self.folder / f"lessons{name}.jsonl", self.folder / f"grade{name}"
         size = ("--number", grade.lessons, "--words", *grade.words)
+        kept: tuple[object, ...] = ("--save-interval", 100, "--keep-checkpoints", 1)
+        if grade is arms.SCHOOL[-1]:  # one of its early checkpoints is the base that errs
+            kept = ("--save-interval", arms.ERRING_ITERATIONS[0])
         size += (("--lists", grade.lists) if grade.lists else ()) + (("--scopes", grade.scopes) if grade.scopes else ())
         return [
             python(self.name("lessons", name), f"{HERE}/make_data.py", "lessons", "--output", lessons, "--seed", seed, *size),
@@ -131,7 +134,7 @@ class Seed:
                 *("--train-iters", grade.iterations, "--global-batch-size", 48, "--micro-batch-tokens", 4096),
                 *("--preference-weight", 0, "--nll-scope", grade.nll_scope, "--lr", grade.lr, "--min-lr", grade.min_lr),
                 *("--lr-warmup-iters", 50, "--adam-beta2", 0.98, "--seed", self.seed, "--log-interval", 50),
-                *("--save", save, "--load", save, "--save-interval", arms.ERRING_ITERATIONS[0]),
+                *("--save", save, "--load", save, *kept),
             ),
         ]
 
