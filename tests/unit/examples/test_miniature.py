@@ -241,13 +241,33 @@ def test_only_a_condition_with_a_grade_of_its_own_has_another_base(parts):
     assert bases == {
         "right": f"{start}/base",
         "noisy": f"{start}/erring",
-        "scopes": f"{start}/base",
+        "scopes": f"{start}/scopes/base",
         "lists": f"{start}/lists/base",
     }
-    lists = parts["arms"].CONDITIONS[3]
-    taught = seed.teach(lists)
-    (training,) = [task.command for task in taught if "pretrain_longpo.py" in task.command]
-    assert training[training.index("--pretrained-checkpoint") + 1] == seed.graduate(parts["arms"].SCHOOL[-1]).as_posix()
+    school = parts["arms"].SCHOOL
+    for condition in parts["arms"].CONDITIONS:
+        trainings = (
+            [task.command for task in seed.teach(condition) if "pretrain_longpo.py" in task.command] if condition.grades else []
+        )
+        starts = [command[command.index("--pretrained-checkpoint") + 1] for command in trainings]
+        wanted = (school[-1], *condition.grades)[: len(condition.grades)]
+        assert starts == [seed.graduate(grade).as_posix() for grade in wanted]
+
+
+def test_early_checkpoints_are_kept_where_one_of_them_is_the_base_that_errs(parts):
+    kept = [task.command for task in parts["study"].Seed(0).school() if "pretrain_longpo.py" in task.command]
+    assert ["--keep-checkpoints" in command for command in kept] == [True, False]
+    assert kept[1][kept[1].index("--save-interval") + 1] == str(parts["arms"].ERRING_ITERATIONS[0])
+
+
+def test_in_a_lesson_about_scopes_every_scope_says_something_of_every_key(parts):
+    for lesson in parts["make_data"].lessons(random.Random(5), 40, (8, 24, 112), scopes=1.0):
+        asked = [turn["instruction"].split() for turn in lesson["turns"]]
+        if asked[0][0] == "Q":
+            words = lesson["long_context"].split()
+            scopes = {word for word in words if word in parts["language"].SCOPES}
+            assert len(scopes) >= 2
+            assert all(words.count(key) == len(scopes) for _, _, key in asked)
 
 
 def test_lessons_about_lists_are_of_their_share_and_change_no_lesson_without_them(parts):
