@@ -57,12 +57,17 @@ def long_of(condition: Condition) -> str:
 
 def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
     """Read a model's scores."""
-    folder = "evaluation-raised" if method == "raised" else "evaluation"
-    found = scores(seed.place(condition) / folder, method)
-    found[SHORT] = scores(seed.place(condition) / f"{folder}-short", method)[SHORT]
-    begun = begun_right(seed.place(condition) / folder / method / "samples.jsonl")
+    folder = evaluation_of(seed, condition, method)
+    found = scores(folder, method)
+    found[SHORT] = scores(folder.with_name(f"{folder.name}-short"), method)[SHORT]
+    begun = begun_right(folder / method / "samples.jsonl")
     named = {"long": found[long_of(condition)], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun)}
     return {**named, **found}
+
+
+def evaluation_of(seed: Seed, condition: Condition, method: str) -> Path:
+    """Return the folder of the evaluation that has a method's answers."""
+    return seed.place(condition) / ("evaluation-raised" if method == "raised" else "evaluation")
 
 
 def begun_right(samples: Path) -> dict[str, float]:
@@ -145,12 +150,13 @@ def kind_of(answer: str, question: str, document: str, kind: Kind = "facts") -> 
 
 def scopes_of_answers(condition: Condition, seeds: Sequence[Seed], methods: Iterable[str]) -> str:
     """Say how often a method answers what some scope says of the key, and how often it is then the right scope."""
-    found, chances = [], []
+    asked = [question for seed in seeds for question in long_records(condition, seed.questions(condition))]
+    chances = [100 / len(told_of(one["question"].split()[-1], one["context"], condition.kind)) for one in asked]
+    found = []
     for method in methods:
         counts = Counter[str]()
         for record, answer in long_answers(condition, seeds, method):
             counts[kind_of(answer, record["question"], record["context"], condition.kind)] += 1
-            chances.append(100 / len(told_of(record["question"].split()[-1], record["context"], condition.kind)))
         some = counts["right"] + counts["other scope"]
         found.append(f"`{method}` {100 * some / counts.total():.0f} and {100 * counts['right'] / max(some, 1):.0f}%")
     chance = f"A model that takes any of the key's scopes would have {statistics.mean(chances):.0f}%"
@@ -169,12 +175,16 @@ def lengths_of_answers(condition: Condition, seeds: Sequence[Seed], methods: Ite
 def long_answers(condition: Condition, seeds: Sequence[Seed], method: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Go through a method's answers about documents as long as those that are learned from, each with its question."""
     for seed in seeds:
-        folder = seed.place(condition) / ("evaluation-raised" if method == "raised" else "evaluation")
-        both = (seed.questions(condition), folder / method / "samples.jsonl")
-        records = ([json.loads(line) for line in path.read_text().splitlines()] for path in both)
-        for question, sample in zip(*records, strict=True):
-            if question["group"] == long_of(condition):
-                yield question, sample["answer"]
+        samples = evaluation_of(seed, condition, method) / method / "samples.jsonl"
+        asked, answered = (long_records(condition, path) for path in (seed.questions(condition), samples))
+        for question, sample in zip(asked, answered, strict=True):
+            yield question, sample["answer"]
+
+
+def long_records(condition: Condition, path: Path) -> list[dict[str, Any]]:
+    """Read the questions, or the answers, about documents as long as those that are learned from."""
+    records = map(json.loads, path.read_text().splitlines())
+    return [record for record in records if record["group"] == long_of(condition)]
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
