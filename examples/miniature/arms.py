@@ -27,7 +27,9 @@ SHORT_QUESTIONS = 1000
 QUESTIONS_IN_TRAINING, INTERVAL = 60, 10
 """The same while an arm is trained, and iterations between them."""
 
-EVALUATED_CHUNKS = (1, 2, 4, 8)
+LONG_CHUNKS = 8
+"""Length of the documents that are learned from."""
+EVALUATED_CHUNKS = (1, 2, 4, LONG_CHUNKS)
 RAISED_ROTARY_BASES = (1e5, 5e4, 2e4)
 """Candidates, ten times the model's own first, as in the paper."""
 MOST_AFTER_RAISING = 40.0
@@ -67,11 +69,11 @@ SCHOOL = (
     Grade("1", (24, 36, 48, 64, 80, 112), 16000, 1000, "all", 2e-3, 1e-4),
 )
 """Looking up emerges on short documents, after 500 to 1,000 iterations or later; then they grow, and their text is learned."""
-LISTS = Grade("lists", (36, 48, 64, 80, 112), 8000, 800, "answers", 1e-3, 1e-4, lists=0.7)
+LISTS = (Grade("lists", (36, 48, 64, 80, 112), 8000, 800, "answers", 1e-3, 1e-4, lists=0.7),)
 """After the school, for the condition that asks for lists."""
 SCOPES = (
     Grade("scopes-short", (8, 12, 16, 24, 32), 16000, 3000, "answers", 2e-3, 1e-3, scopes=1.0),
-    Grade("scopes", (12, 24, 36, 48, 64, 80, 112), 16000, 1000, "answers", 1e-3, 1e-4, scopes=0.7),
+    Grade("scopes-text", (12, 24, 36, 48, 64, 80, 112), 16000, 1000, "all", 1e-3, 1e-4, scopes=0.7),
 )
 """For the condition in which only the scope tells what is meant; that emerges after some 2,000 iterations on short documents."""
 ERRING_ITERATIONS = (10, 20, 30, 40, 50)
@@ -86,7 +88,6 @@ class Condition:
     Attributes:
         name: in the results.
         title: for a reader.
-        chunks: length of its long documents.
         kind: what is asked for.
         shared_keys: a document's scopes share their keys.
         errs: the base is an earlier checkpoint, which errs on short documents too.
@@ -96,7 +97,6 @@ class Condition:
 
     name: str
     title: str
-    chunks: int = 8
     kind: Kind = "facts"
     shared_keys: bool = False
     errs: bool = False
@@ -107,10 +107,8 @@ class Condition:
 CONDITIONS = (
     Condition("right", "labels always right"),
     Condition("noisy", "a short-context model that errs", errs=True),
-    Condition(
-        "scopes", "systematic long-context errors: the same key in several scopes", chunks=4, shared_keys=True, grades=SCOPES
-    ),
-    Condition("lists", "longer answers", kind="lists", grades=(LISTS,)),
+    Condition("scopes", "systematic long-context errors: the same key in several scopes", shared_keys=True, grades=SCOPES),
+    Condition("lists", "longer answers", kind="lists", grades=LISTS),
 )
 
 

@@ -47,12 +47,9 @@ ROUNDS = {"base": ("base", 0), "first round, 4x": ("4x", 40), "second round, 8x"
 Measured = Mapping[str, Sequence[Mapping[str, float]]]
 """Scores by method, of each seed."""
 SHORT = "1x"
+LONG = f"{arms.LONG_CHUNKS}x"
 LENGTHS = tuple(f"{chunks}x" for chunks in arms.EVALUATED_CHUNKS)
-
-
-def long_of(condition: Condition) -> str:
-    """Return the group of questions about documents as long as those that are learned from."""
-    return f"{condition.chunks}x"
+"""Groups of questions by the length of their documents."""
 
 
 def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
@@ -61,7 +58,7 @@ def measure(seed: Seed, condition: Condition, method: str) -> dict[str, float]:
     found = scores(folder, method)
     found[SHORT] = scores(folder.with_name(f"{folder.name}-short"), method)[SHORT]
     begun = begun_right(folder / method / "samples.jsonl")
-    named = {"long": found[long_of(condition)], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun)}
+    named = {"long": found[LONG], "short": found[SHORT], "skills": skills(found), "skills_begun": skills(begun)}
     return {**named, **found}
 
 
@@ -150,7 +147,7 @@ def kind_of(answer: str, question: str, document: str, kind: Kind = "facts") -> 
 
 def scopes_of_answers(condition: Condition, seeds: Sequence[Seed], methods: Iterable[str]) -> str:
     """Say how often a method answers what some scope says of the key, and how often it is then the right scope."""
-    asked = [question for seed in seeds for question in long_records(condition, seed.questions(condition))]
+    asked = [question for seed in seeds for question in long_records(seed.questions(condition))]
     chances = [100 / len(told_of(one["question"].split()[-1], one["context"], condition.kind)) for one in asked]
     found = []
     for method in methods:
@@ -169,22 +166,22 @@ def lengths_of_answers(condition: Condition, seeds: Sequence[Seed], methods: Ite
     for method in methods:
         fit = [len(answer.split()) == wanted for _, answer in long_answers(condition, seeds, method)]
         found.append(f"`{method}` {100 * statistics.mean(fit):.0f}%")
-    return f"Answers at {condition.chunks} chunks that have {wanted} words, right or wrong: {', '.join(found)}."
+    return f"Answers at {arms.LONG_CHUNKS} chunks that have {wanted} words, right or wrong: {', '.join(found)}."
 
 
 def long_answers(condition: Condition, seeds: Sequence[Seed], method: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Go through a method's answers about documents as long as those that are learned from, each with its question."""
     for seed in seeds:
         samples = evaluation_of(seed, condition, method) / method / "samples.jsonl"
-        asked, answered = (long_records(condition, path) for path in (seed.questions(condition), samples))
+        asked, answered = (long_records(path) for path in (seed.questions(condition), samples))
         for question, sample in zip(asked, answered, strict=True):
             yield question, sample["answer"]
 
 
-def long_records(condition: Condition, path: Path) -> list[dict[str, Any]]:
+def long_records(path: Path) -> list[dict[str, Any]]:
     """Read the questions, or the answers, about documents as long as those that are learned from."""
     records = map(json.loads, path.read_text().splitlines())
-    return [record for record in records if record["group"] == long_of(condition)]
+    return [record for record in records if record["group"] == LONG]
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
@@ -193,13 +190,12 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
-def table(condition: Condition, rows: Sequence[dict[str, Any]]) -> list[str]:
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Write rows as Markdown."""
-    other = next(chunks for chunks in (4, 8) if chunks != condition.chunks)
-    lengths = (f"long ({condition.chunks} chunks)", f"{other} chunks", "short (1 chunk)")
+    lengths = (f"long ({arms.LONG_CHUNKS} chunks)", "4 chunks", "short (1 chunk)")
     heads = ("method", "lr", *lengths, "skills", "reverse", "recall", "skills, begun right")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    names = ("long", f"{other}x", "short", "skills", "reverse", "recall", "skills_begun")
+    names = ("long", "4x", "short", "skills", "reverse", "recall", "skills_begun")
     for row in rows:
         rate = "" if row["lr"] is None else f"{row['lr']:g}"
         cells = (cell(row, name) for name in names)
@@ -234,7 +230,7 @@ def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str
     found = {}
     for row in rows:
         if row["method"] not in UNTRAINED:
-            names = (f"eval/{NAME}/{long_of(condition)}", "skills")
+            names = (f"eval/{NAME}/{LONG}", "skills")
             long, skill = (curves(seeds, condition, row["method"], row["lr"], name)[1] for name in names)
             found[row["method"]] = ([raised_of(rows, "long"), *long], [raised_of(rows, "skills"), *skill])
     start = raised_of(rows, "long")
@@ -267,10 +263,10 @@ def table_of_sweep(rates: Mapping[str, float]) -> list[str]:
         if arm.name in rates:
             cells = []
             for rate, found in read_sweep(arm).items():
-                text = " / ".join(f"{value:.1f}" for value in (found[long_of(CONDITIONS[0])], found[SHORT], skills(found)))
+                text = " / ".join(f"{value:.1f}" for value in (found[LONG], found[SHORT], skills(found)))
                 cells.append(f"**{text}**" if rate == rates[arm.name] else text)
             lines.append(f"| `{arm.name}` | {' | '.join(cells)} |")
-    untrained = " / ".join(f"{value:.1f}" for value in (base[long_of(CONDITIONS[0])], base[SHORT], skills(base)))
+    untrained = " / ".join(f"{value:.1f}" for value in (base[LONG], base[SHORT], skills(base)))
     return [f"Long / short / skills by learning rate, seed {arms.VALIDATION_SEED}; `base` has {untrained}:", "", *lines]
 
 
@@ -296,9 +292,9 @@ def plot(condition: Condition, seeds: Sequence[Seed], rows: Sequence[dict[str, A
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    on_long, on_short = (f"eval/{NAME}/{group}" for group in (long_of(condition), SHORT))
+    on_long, on_short = (f"eval/{NAME}/{group}" for group in (LONG, SHORT))
     panels = {
-        on_long: f"long: right at {condition.chunks} chunks (%)",
+        on_long: f"long: right at {arms.LONG_CHUNKS} chunks (%)",
         on_short: "short: right at 1 chunk (%)",
         "skills": "skills (%)",
         "rewards/chosen": "reward of chosen",
@@ -399,13 +395,13 @@ def main() -> None:
             "",
             labels(condition, seeds),
             "",
-            *table(condition, found),
+            *table(found),
             "",
             *([scopes_of_answers(condition, seeds, measured), ""] if condition.shared_keys else []),
             *([lengths_of_answers(condition, seeds, measured), ""] if condition.kind != "facts" else []),
             f"Long accuracy, seed by seed: {differences(measured) or 'no two of the compared arms have run'}.",
             "",
-            f"Skills where an arm, on its way, first answers {level:.0f}% at {condition.chunks} chunks: {listed}.",
+            f"Skills where an arm, on its way, first answers {level:.0f}% at {arms.LONG_CHUNKS} chunks: {listed}.",
             "",
             f"![{condition.name}: scores, rewards and divergence against iterations](images/{image.name})",
             "",

@@ -215,7 +215,7 @@ class Seed:
         """Let the base model write its pairs, tokenise them, and note what the references of the arms say."""
         place, native, model = self.place(condition), self.native(condition), self.exported(condition)
         documents, written, prefix = place / "documents.jsonl", place / "pairs.jsonl", place / "pairs"
-        size = ("--seed", self.seed, "--number", arms.NUM_DOCUMENTS, "--chunks", condition.chunks)
+        size = ("--seed", self.seed, "--number", arms.NUM_DOCUMENTS, "--chunks", arms.LONG_CHUNKS)
         generate = (
             *("--input", documents, "--output", written, "--model", model, *generation_flags()),
             *("--seq-length", arms.SEQ_LENGTH, "--context-length", arms.SEQ_LENGTH, "--max-chunk-tokens", 128),
@@ -295,21 +295,21 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
     stops = [*arms.ERRING_ITERATIONS, arms.SCHOOL[-1].iterations]
     chains, chosen = [], {}
     for seed in seeds:
-        asked = {chunks: seed.folder / f"choice-{chunks}x.jsonl" for chunks in (1, CONDITIONS[0].chunks)}
+        asked = {chunks: seed.folder / f"choice-{chunks}x.jsonl" for chunks in (1, arms.LONG_CHUNKS)}
         chain = [seed.write_choice(chunks, path) for chunks, path in asked.items()]
         chain += [seed.export(iteration) for iteration in stops]
         models = {str(iteration): seed.stop(iteration) for iteration in stops}
         chain.append(evaluate(seed.name("stops"), models, asked[1], seed.folder / "evaluation-stops"))
         for base in arms.RAISED_ROTARY_BASES:
             output, raised_model = seed.folder / f"evaluation-rotary-{base:g}", {"raised": seed.stop(stops[-1])}
-            questions, flags = asked[CONDITIONS[0].chunks], ("--rotary-base", base)
+            questions, flags = asked[arms.LONG_CHUNKS], ("--rotary-base", base)
             chain.append(evaluate(seed.name("rotary", f"{base:g}"), raised_model, questions, output, *flags))
         chains.append(chain)
     pool.run("base models: choice", chains)
     for seed in seeds:
         short = {stop: scores(seed.folder / "evaluation-stops", str(stop))["1x"] for stop in stops}
         seed.erring = erring = min(arms.ERRING_ITERATIONS, key=lambda stop: abs(short[stop] - arms.ERRING_TARGET))
-        long = f"{CONDITIONS[0].chunks}x"
+        long = f"{arms.LONG_CHUNKS}x"
         raised = {base: scores(seed.folder / f"evaluation-rotary-{base:g}", "raised")[long] for base in arms.RAISED_ROTARY_BASES}
         fit = [base for base in arms.RAISED_ROTARY_BASES if raised[base] <= arms.MOST_AFTER_RAISING]
         chosen[seed.seed] = fit[0] if fit else min(raised, key=lambda base: raised[base])
@@ -397,7 +397,7 @@ def choose_rates(chosen_arms: Sequence[Arm]) -> dict[str, float]:
     """Choose each arm's learning rate by its runs of the validation seed in the first condition."""
     first = CONDITIONS[0]
     base = scores(Seed(arms.VALIDATION_SEED).place(first) / "evaluation", "base")["1x"]
-    return {arm.name: choose_rate(read_sweep(arm), base, f"{first.chunks}x") for arm in chosen_arms}
+    return {arm.name: choose_rate(read_sweep(arm), base, f"{arms.LONG_CHUNKS}x") for arm in chosen_arms}
 
 
 def choose_rate(found: dict[float, dict[str, float]], base: float, long: str) -> float:

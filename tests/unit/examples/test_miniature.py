@@ -198,7 +198,7 @@ def test_rows_are_means_and_spreads_over_seeds(parts, tmp_path, monkeypatch):
     assert (found["short"], found["1x"]) == (97.0, 97.0)  # of the many questions, not of those asked at every length
     assert found["skills_begun"] == 75.0  # half of the reversals begin right, all recollections do
     assert (rows["raised"]["long"], rows["raised"]["lr"], rows["raised"]["steps"]) == (10.0, None, 0)
-    assert "| `longpo` | 0.0003 | 70.0 ± 10.0 |" in "\n".join(report.table(right, list(rows.values())))
+    assert "| `longpo` | 0.0003 | 70.0 ± 10.0 |" in "\n".join(report.table(list(rows.values())))
 
 
 def test_a_learning_rate_wins_by_long_accuracy_among_those_that_keep_short_accuracy(parts):
@@ -346,7 +346,7 @@ def test_answers_are_counted_by_the_scope_whose_value_they_are(parts, tmp_path, 
     monkeypatch.setattr(study, "BUILD", tmp_path)
     seed = study.Seed(0)
     document = "s1 k1 v1 v2 f2\n\ns2 k1 v3 v4\n\ns3 k2 v5 v6\n\ns4 k1 v7 v8"
-    asked = [("4x", "s1", "v1 v2"), ("4x", "s2", "v3 v4"), ("4x", "s4", "v7 v8"), ("8x", "s1", "v1 v2")]
+    asked = [("8x", "s1", "v1 v2"), ("8x", "s2", "v3 v4"), ("8x", "s4", "v7 v8"), ("4x", "s1", "v1 v2")]
     answers = ("v1 v2", "v7 v8", "v9", "v1 v2")
     written = [{"group": g, "context": document, "question": f"Q {s} k1", "answers": [right]} for g, s, right in asked]
     seed.place(scopes).mkdir(parents=True)
@@ -360,4 +360,4 @@ def test_answers_are_counted_by_the_scope_whose_value_they_are(parts, tmp_path, 
     assert "`raised` 67 and 50%, `longpo` 67 and 50%" in text
     assert text.endswith("would have 33%.")
     text = parts["report"].lengths_of_answers(scopes, [seed], ["longpo"])
-    assert text == "Answers at 4 chunks that have 2 words, right or wrong: `longpo` 67%."
+    assert text == "Answers at 8 chunks that have 2 words, right or wrong: `longpo` 67%."
