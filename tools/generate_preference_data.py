@@ -122,6 +122,8 @@ def main() -> None:
         summary = generate(job, build_generator(arguments, settings, load_tokenizer(arguments)))
     output = job.share_of_output
     print(f"{output}: {summary.records} records with {summary.turns} turns, from {summary.documents} documents")
+    if summary.parts:
+        print(f"  {summary.parts} hold a part of their document: the whole and its turns are more than --seq-length")
     for reason, number in sorted(summary.drops.items()):
         print(f"  dropped {number} x {reason}")
     print(f"report: {beside(output, 'report.html')}")

@@ -24,6 +24,7 @@ class Plan:
     Attributes:
         documents: documents read.
         used: documents with chunks.
+        parts: of these, those of which a part is used, since they are too long for ``seq_length``.
         chunks: chunks of these.
         turns: turns, if every chunk that is drawn gives one.
         prompt_tokens: tokens of all prompts.
@@ -33,6 +34,7 @@ class Plan:
 
     documents: int = 0
     used: int = 0
+    parts: int = 0
     chunks: int = 0
     turns: int = 0
     prompt_tokens: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -73,6 +75,7 @@ def _count(plan: Plan, work: Work, generator: Generator) -> None:
     settings, count = generator.settings, generator.tokenizer.count_tokens
     drawn = work.waiting[: settings.num_turns]
     plan.used += 1
+    plan.parts += len(work.long_context) < len(work.document.text)
     plan.chunks += len(work.waiting)
     plan.turns += len(drawn)
     asks_model = not work.document.questions and generator.make_questions is None
@@ -116,6 +119,8 @@ def _shorten(text: str) -> str:
 
 def _summary(plan: Plan) -> Iterator[str]:
     yield f"documents   {plan.used} of {plan.documents} give chunks, {plan.chunks} in all"
+    if plan.parts:
+        yield f"  {plan.parts} are too long for --seq-length with its turns: a part of each is used"
     yield from (f"  dropped {number} x {reason}" for reason, number in sorted(plan.drops.items()))
     yield f"turns       {plan.turns}, if each first question and answer can be used"
     yield f"{'tokens':<12}{'of prompts':>16}{'of answers, most':>20}"

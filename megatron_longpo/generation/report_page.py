@@ -60,6 +60,7 @@ def _figures(statistics: Mapping[str, Any]) -> Html:
     turns, cut_off, longer = statistics["turns"], statistics["cut_off"], statistics["longer"]
     figures = [
         (f"{statistics['records']:,}", "records: documents with their turns"),
+        (f"{statistics['parts']:,}", "records hold a part of their document, which is too long for --seq-length"),
         (f"{turns:,}", "turns: questions with a chosen and a rejected answer"),
         (f"{statistics['dropped_turns']:,}", "turns dropped"),
         (_share(longer["chosen"], sum(longer.values())), "of turns have the longer answer chosen"),

@@ -68,6 +68,7 @@ class Summary:
         resumed: of these, those that an earlier run had done.
         records: lines of the output.
         turns: turns in them.
+        parts: records that hold a part of their document, which is too long for ``seq_length``.
         drops: how often something was dropped, by reason.
         requests: requests of this run.
     """
@@ -76,6 +77,7 @@ class Summary:
     resumed: int
     records: int
     turns: int
+    parts: int
     drops: dict[str, int]
     requests: int
 
@@ -216,7 +218,7 @@ def _write(job: Job, output: Path, journals: Sequence[Journal], fingerprint: str
     counts = {"documents": documents, "records": records, "turns": turns}
     statistics = collect(_read_lines(output), _read_lines(rejected), dict(drops), {**run, **counts})
     write_report(statistics, beside(output, "report.json"), beside(output, "report.html"))
-    return Summary(documents, resumed, records, turns, dict(drops), run.get("requests", 0))
+    return Summary(documents, resumed, records, turns, statistics["parts"], dict(drops), run.get("requests", 0))
 
 
 def _write_files(paths: Sequence[Path], write: Callable[..., None]) -> None:

@@ -90,7 +90,7 @@ class _Kept:
     """The turns of the output."""
 
     def __init__(self) -> None:
-        self._records = self._turns = 0
+        self._records = self._turns = self._parts = 0
         self._turns_per_record: Counter[int] = Counter()
         self._lengths = {name: Distribution("tokens") for name in LENGTHS}
         self._cut_off: Counter[str] = Counter()
@@ -105,6 +105,7 @@ class _Kept:
         self._records += 1
         self._turns_per_record[len(turns)] += 1
         self._measure(metadata, "document")
+        self._parts += len(record["long_context"]) < metadata.get("document_characters", 0)
         for turn, about in zip(turns, metadata.get("turns") or [{}] * len(turns), strict=True):
             self._add_turn(record["document_id"], turn, about)
 
@@ -147,6 +148,7 @@ class _Kept:
         return {
             "records": self._records,
             "turns": self._turns,
+            "parts": self._parts,
             "turns_per_record": {str(turns): count for turns, count in sorted(self._turns_per_record.items())},
             "lengths": {name: summary for name, spread in self._lengths.items() if (summary := spread.summary())},
             "cut_off": {side: self._cut_off[side] for side in ("chosen", "rejected")},

@@ -25,7 +25,11 @@ def make_record(number: int, *, checked: bool = True) -> dict[str, Any]:
         "document_id": f"book-{number}",
         "long_context": text(rng, 200),
         "turns": [turn for turn, _ in turns],
-        "metadata": {"document_tokens": tokens, "turns": [about for _, about in turns]},
+        "metadata": {
+            "document_tokens": tokens,
+            "document_characters": 6 * tokens if number % 3 else 0,
+            "turns": [about for _, about in turns],
+        },
     }
 
 

@@ -161,6 +161,7 @@ def test_the_page_shows_numbers_plots_drops_and_samples_side_by_side(page: str, 
         "log-prob margins",
     ]
     assert f"{statistics['turns']:,}" in reader.texts
+    assert reader.texts[reader.texts.index(f"{statistics['parts']:,}") + 1].startswith("records hold a part of their document")
     assert f"{statistics['lengths']['chosen']['mean']:,.1f}" in reader.texts
     for reasons in statistics["drops"].values():
         assert all(reason in reader.texts and f"{count:,}" in reader.texts for reason, count in reasons.items())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_longpo.generation.documents import DocumentSource
+from megatron_longpo.generation.dry_run import dry_run
 from megatron_longpo.generation.filters import FILTERS, FilterSettings
 from megatron_longpo.generation.pipeline import Generator
 from megatron_longpo.generation.run import Job, beside, generate, merge
@@ -239,6 +240,23 @@ def test_requests_without_an_answer_hold_the_output_back_until_told_otherwise(
         assert all(server.answered[message] == 1 for message in before)
     texts = [[json.loads(line)["turns"] for line in path.read_text().splitlines()] for path in (whole, output)]
     assert texts[0] == texts[1]
+
+
+def test_documents_of_which_a_part_is_used_are_counted(documents: Path, tmp_path: Path, tokenizer: PromptTokenizer) -> None:
+    texts = {record["document_id"]: record["text"] for record in map(json.loads, documents.read_text().splitlines())}
+    found = {}
+    for seq_length in (2048, 500, 450):
+        job, generator = make_job(documents, tmp_path / f"{seq_length}.jsonl"), scripted(tokenizer, seq_length=seq_length)
+        found[seq_length] = generate(job, generator).parts
+        records = [json.loads(line) for line in job.output.read_text().splitlines()]
+        assert found[seq_length] == sum(record["long_context"] != texts[record["document_id"]] for record in records)
+        assert json.loads(beside(job.output, "report.json").read_text())["parts"] == found[seq_length]
+        told = [line for line in dry_run(job, generator) if "too long for --seq-length" in line]
+        assert told == (
+            [f"  {found[seq_length]} are too long for --seq-length with its turns: a part of each is used"] * bool(told)
+        )
+        assert bool(told) == bool(found[seq_length])
+    assert found[2048] == 0 < found[450]
 
 
 def test_the_report_and_the_dropped_turns_lie_beside_the_output(

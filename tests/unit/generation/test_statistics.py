@@ -110,6 +110,7 @@ def test_counts_and_lengths_are_those_of_the_records() -> None:
     found = collect(RECORDS, DROPPED, DROPS, {"seconds": 3})
     turns = list(turns_of(RECORDS))
     assert (found["records"], found["turns"], found["dropped_turns"]) == (len(RECORDS), len(turns), len(DROPPED))
+    assert found["parts"] == sum(number % 3 > 0 for number in range(60))
     per_record = [len(record["turns"]) for record in RECORDS]
     assert found["turns_per_record"] == {str(n): per_record.count(n) for n in sorted(set(per_record))}
     expected = {
