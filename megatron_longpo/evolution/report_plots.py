@@ -70,7 +70,8 @@ def _draw_training(label: str, curves: Mapping[str, Sequence[float]], lines: Seq
         if lines[0][0].startswith("rewards"):
             axes.axhline(0, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
         if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=9, labelcolor="linecolor", handlelength=1.2, borderpad=0.1)
+            above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": len(lines), "columnspacing": 1.0}
+            axes.legend(frameon=False, fontsize=9, labelcolor="linecolor", handlelength=1.2, borderpad=0.1, **above)
 
     return render_svg(draw, label, styles=STYLES, size=(WIDTH * SMALL, HEIGHT * SMALL))
 
