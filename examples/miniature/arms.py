@@ -17,6 +17,7 @@ LEAST_SHORT = 90.0
 """Percent of the questions on one chunk that the base model of a seed must answer, or the study refuses the seed."""
 
 SEQ_LENGTH = 1024
+"""Eight chunks and four turns of the longest answer need a little more: pairs hold seven chunks."""
 NUM_DOCUMENTS = 320
 ITERATIONS = 40
 GLOBAL_BATCH_SIZE = 8

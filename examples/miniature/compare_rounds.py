@@ -23,8 +23,11 @@ from megatron_longpo.evolution.yaml_file import read_yaml
 from megatron_longpo.utils.errors import run_command
 
 ROUNDS = Path(HERE, "rounds.yaml")
-AT_ONCE = 480
-"""Documents of the one round: at 8 chunks each they have the tokens of 320 documents of 4 chunks and 320 of 8."""
+PAIRS_AT_ONCE = 480
+"""Pairs of the one round's training: at 8 chunks each they have the tokens of 320 pairs of 4 chunks and 320 of 8."""
+DOCUMENTS = {"4x": (4, 960), "8x": (8, 640), "at-once": (8, 480)}
+"""Chunks and number. A document gives no pair if its two answers are the same everywhere: often in the first round, hardly ever
+in the one at once. These suffice for a training that reads no pair twice."""
 
 
 def folder_of(seed: int) -> Path:
@@ -39,17 +42,16 @@ def make_plan(seed: int, lr: float) -> dict[str, Any]:
     plan["defaults"]["train"] |= {"lr": f"{lr:g}", "seed": str(seed)}
     del plan["stop"]
     first, second = plan["rounds"]
-    iterations = int(plan["defaults"]["train"]["train-iters"])
     at_once = {
         **second,
         "name": "at-once",
         **dict.fromkeys(("generator", "start", "reference"), "base"),
         "generate": first["generate"],
-        "train": {"train-iters": str(iterations * AT_ONCE // arms.NUM_DOCUMENTS)},
+        "train": {"train-iters": str(PAIRS_AT_ONCE // arms.GLOBAL_BATCH_SIZE)},
     }
     plan["rounds"].append(at_once)
-    sizes = ((4, arms.NUM_DOCUMENTS), (8, arms.NUM_DOCUMENTS), (8, AT_ONCE))
-    for place, (round_, (chunks, number)) in enumerate(zip(plan["rounds"], sizes, strict=True)):
+    for place, round_ in enumerate(plan["rounds"]):
+        chunks, number = DOCUMENTS[round_["name"]]
         output = f"{plan['output']}/documents-{round_['name']}.jsonl"
         drawn = 10_000 * (place + 1) + seed
         command = f"python {HERE}/make_data.py documents --seed {drawn} --number {number} --chunks {chunks} --output {output}"
