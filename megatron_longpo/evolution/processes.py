@@ -1,20 +1,21 @@
 """Commands whose processes all end when the run ends, however it ends.
 
 Between a run and its command stands a small process (`supervise`). The kernel tells it when the run dies, and it then ends the
-command and everything that the command has started, also what has gone into a session of its own, as torchrun's workers do.
-Such processes are known by a variable in their environment. Where the small process was killed too, the next run finds them
-by the same mark before it starts anything.
+command and everything that the command has started, also what has gone into a session of its own, as torchrun's workers do:
+orphans become its children. Where the small process was killed too, the next run finds them by a variable in their environment
+before it starts anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,7 @@ from megatron_longpo.utils.errors import UserError
 MARK = "MEGATRON_LONGPO_STAGE_OF"
 """Variable of every process of a stage: the output folder that it works for."""
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _PATIENCE = 20.0
 """Seconds in which a killed process must be gone."""
 
@@ -97,8 +99,40 @@ def _wait_or_end(process: subprocess.Popen[bytes]) -> None:
 
 def die_with_parent(number: int) -> None:
     """Ask the kernel to send this process a signal when its parent ends. Does nothing where the kernel is not Linux."""
+    _ask_kernel(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends. Does nothing where the kernel is not Linux."""
+    _ask_kernel(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _ask_kernel(what: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+        ctypes.CDLL(None, use_errno=True).prctl(what, value)
+
+
+def end_children() -> None:
+    """Kill every child of this process, and those that come to it by `adopt_orphans`, and wait until there is none."""
+    deadline = time.monotonic() + _PATIENCE
+    while sys.platform == "linux" and time.monotonic() < deadline:
+        for child in _children():
+            with contextlib.suppress(PermissionError):  # another user's by now
+                os.kill(child, signal.SIGKILL)  # until it is waited for, its number is nobody else's
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:  # there is none
+            return
+        time.sleep(0.02)
+
+
+def _children() -> Iterator[int]:
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it is gone
+            parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                yield int(place.name)
 
 
 def end_processes(folder: str) -> int:

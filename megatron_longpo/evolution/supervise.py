@@ -8,7 +8,7 @@ import subprocess
 import sys
 from types import FrameType
 
-from megatron_longpo.evolution.processes import MARK, StopRequest, die_with_parent, end_processes
+from megatron_longpo.evolution.processes import MARK, StopRequest, adopt_orphans, die_with_parent, end_children, end_processes
 from megatron_longpo.utils.errors import UserError, run_command
 
 
@@ -29,6 +29,7 @@ def main() -> int:
     try:
         with StopRequest() as request:
             die_with_parent(signal.SIGTERM)
+            adopt_orphans()
             if os.getppid() != parent:  # it was too late to ask
                 return 1
             return _run(command, folder, request)
@@ -37,6 +38,7 @@ def main() -> int:
     finally:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        end_children()
         end_processes(folder)
 
 

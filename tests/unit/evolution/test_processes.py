@@ -104,6 +104,12 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path, capfd):
     assert not marked_processes(os.path.realpath(tmp_path))
 
 
+def test_what_has_neither_its_parent_nor_its_mark_ends_with_the_command(tmp_path, capfd):
+    code = f"env -i setsid sleep 300 & echo $! > {tmp_path}/pid; echo > {tmp_path}/out"
+    run([Stage(name="s", title="", command=("sh", "-c", code), outputs=(Artifact(tmp_path / "out"),))], tmp_path)
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
 def test_another_folder_s_processes_are_let_alone(tmp_path, capfd):
     other = subprocess.Popen(["sleep", "300"], env={**os.environ, MARK: f"{os.path.realpath(tmp_path)}/other"})
     try:
