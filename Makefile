@@ -19,7 +19,7 @@ test: setup
 	$(VENV_PYTHON) -m pytest
 
 test-fast: setup
-	$(VENV_PYTHON) -m pytest tests/unit -m "not slow"
+	$(VENV_PYTHON) -m pytest tests/unit -m "not slow" -n 2
 
 test-matrix: setup
 	$(VENV_PYTHON) -m nox

@@ -58,6 +58,7 @@ EXTRAS["dev"] = [
     "peft>=0.17",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",  # a minor version may change the formatting
     "trl>=1",
     "xllamacpp>=2026.1",  # a real OpenAI-compatible server, on the CPU

@@ -154,6 +154,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path, mon
     assert not (tmp_path / "native.partial").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     source = make_hf_model(tmp_path / "hf", "qwen2", max_shard_size="50KB")
     record = hf_to_mcore(source, tmp_path / "one")

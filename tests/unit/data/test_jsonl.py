@@ -62,6 +62,7 @@ def slow_square(number):
     return number * number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_results_come_in_order_or_as_they_are_finished(count):
     with Processes(count, WORKER_IMPORTS) as processes:

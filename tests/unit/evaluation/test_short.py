@@ -132,6 +132,7 @@ def test_each_sample_is_kept_with_its_choices_and_log_probs(folder):
         assert row["score"] == float(weighed.index(max(weighed)) == row["expected"]), row["task"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_without_computing_a_log_prob_twice(plan, model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "REQUESTS_AT_ONCE", 7)
     asked = []

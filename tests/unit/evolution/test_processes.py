@@ -120,6 +120,7 @@ def test_another_folder_s_processes_are_let_alone(tmp_path, capfd):
         other.wait()
 
 
+@pytest.mark.slow
 def test_kills_at_random_change_nothing_in_the_end(tmp_path):
     def stages(folder: Path) -> list[Stage]:
         made: list[Stage] = []

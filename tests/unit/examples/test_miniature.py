@@ -128,6 +128,7 @@ def test_every_command_of_the_study_takes_its_flags(parts):
         assert_flags_are_taken(read_command(list(task.command)))
 
 
+@pytest.mark.slow
 def test_the_scripts_of_the_example_take_the_flags_that_the_study_gives_them(parts, tmp_path, monkeypatch):
     """They run: each is over at once."""
     study, arms = parts["study"], parts["arms"]

@@ -193,6 +193,7 @@ def serve(tokenizer: PromptTokenizer, *servers: OpenAIServer, concurrency: int =
     return ServerEngine(pool, tokenizer)
 
 
+@pytest.mark.slow
 def test_the_output_does_not_depend_on_concurrency_servers_or_faults(
     documents: Path, tmp_path: Path, tokenizer: PromptTokenizer
 ) -> None:
@@ -210,6 +211,7 @@ def test_the_output_does_not_depend_on_concurrency_servers_or_faults(
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+@pytest.mark.slow
 def test_requests_without_an_answer_hold_the_output_back_until_told_otherwise(
     documents: Path, tmp_path: Path, tokenizer: PromptTokenizer
 ) -> None:

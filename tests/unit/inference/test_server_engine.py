@@ -108,6 +108,7 @@ def test_no_more_requests_are_under_way_than_allowed(tokenizer: PromptTokenizer)
         assert server.most_at_once == 3
 
 
+@pytest.mark.slow
 def test_waiting_for_a_turn_takes_nothing_from_a_requests_time(tokenizer: PromptTokenizer) -> None:
     with OpenAIServer(delay=0.1) as server:
         engine = connect(tokenizer, server, limits=Limits(concurrency=1, timeout=2.0, max_retries=0))
@@ -223,6 +224,7 @@ def test_answers_that_came_before_the_end_are_yielded(tokenizer: PromptTokenizer
         assert 6 <= len(found) < 10
 
 
+@pytest.mark.slow
 def test_what_comes_back_is_bounded_in_size_and_time(tokenizer: PromptTokenizer) -> None:
     for fault in ("enormous", "trickle", "slow"):
         with OpenAIServer(faults=lambda message, tries, fault=fault: fault if "1?" in message else None) as server:
@@ -242,6 +244,7 @@ def test_any_text_is_an_answer(tokenizer: PromptTokenizer, content: str) -> None
         assert ask(connect(tokenizer, server), ["What?"]) == [Completion(content.strip(), "length", 3)]
 
 
+@pytest.mark.slow
 def test_bodies_with_anything_in_them_never_break_the_reader(tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron_longpo.inference.server_engine.MOST_FAILURES", 10_000)
     rng = random.Random(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import given, settings
@@ -76,6 +77,7 @@ def sharded(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return found.detach(), hidden.grad, own.grad  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_shards_of_the_vocabulary_make_the_whole(workers: Workers) -> None:
     hidden, weight, teacher, teacher_weight = problem(13)
     hidden.requires_grad_()

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 INSTALL_FIRST = """
@@ -12,6 +13,7 @@ with torch.device("meta"):
 """
 
 
+@pytest.mark.slow
 def test_a_device_context_works_as_before_even_if_its_first_use_comes_after_the_redirections() -> None:
     """In a fresh process: PyTorch lists the factories of such a context once."""
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", INSTALL_FIRST], capture_output=True, text=True, check=True)
