@@ -7,6 +7,7 @@ the named classes of the index through and, for the small objects, only what ``t
 
 from __future__ import annotations
 
+import enum
 import io
 import pickle
 from pathlib import Path
@@ -38,8 +39,17 @@ _ALLOWED = {
 }  # fmt: skip
 
 
+def _member(kind: Any, name: str) -> enum.Enum:
+    """Stand for `getattr`, by which some Pythons (3.11.2 of Debian 12) write an enumeration's member; give nothing else."""
+    if not (isinstance(kind, enum.EnumType) and name in kind.__members__):
+        raise pickle.UnpicklingError(f"it asks for {name!r} of something that is no enumeration with such a member")
+    return kind.__members__[name]
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)

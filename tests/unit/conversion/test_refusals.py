@@ -1,5 +1,6 @@
 """What conversion does not understand is refused, and the message names it."""
 
+import enum
 import json
 import pickle
 import shutil
@@ -8,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from megatron_longpo.conversion.export_hf import mcore_to_hf
 from megatron_longpo.conversion.hf_folder import open_hf_folder
 from megatron_longpo.conversion.import_hf import hf_to_mcore
 from megatron_longpo.conversion.record import find_iteration
-from megatron_longpo.conversion.safe_metadata import check_metadata
+from megatron_longpo.conversion.safe_metadata import check_metadata, read_metadata
 from megatron_longpo.utils.errors import UserError
 from tests.support.hf_models import make_hf_model
 from tests.support.weights import read_weights
@@ -230,6 +233,41 @@ def test_an_index_with_code_inside_a_genuine_one_is_refused(native, tmp_path):
     with pytest.raises(UserError, match="asks for pathlib"):
         check_metadata(find_iteration(native))
     assert not (tmp_path / "ran").exists()
+
+
+class ByName(pickle.Pickler):
+    """Writes members of enumerations as Python 3.11.2 does, Debian 12's."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+
+class Attribute:
+    """Is pickled as a call of `getattr`."""
+
+    def __init__(self, kind: type, name: str) -> None:
+        self.kind, self.name = kind, name
+
+    def __reduce__(self):
+        return getattr, (self.kind, self.name)
+
+
+def test_an_index_that_gets_its_enumerations_by_name_is_read(native, tmp_path):
+    index = find_iteration(native) / ".metadata"
+    metadata = pickle.loads(index.read_bytes())
+    with index.open("wb") as stream:
+        ByName(stream).dump(metadata)
+    assert b"getattr" in index.read_bytes()
+    assert read_metadata(find_iteration(native)) == metadata
+    mcore_to_hf(native, tmp_path / "back")
+
+
+@pytest.mark.parametrize("kind", [Metadata, WriteItemType])
+@pytest.mark.parametrize("name", ["__subclasses__", "mro", "__init__"])
+def test_an_index_that_gets_anything_else_by_name_is_refused(native, kind, name):
+    (find_iteration(native) / ".metadata").write_bytes(pickle.dumps(Attribute(kind, name)))
+    with pytest.raises(UserError, match=f"asks for '{name}' of something that is no enumeration"):
+        check_metadata(find_iteration(native))
 
 
 def test_a_small_object_that_would_run_code_is_refused(native, tmp_path):
