@@ -17,7 +17,7 @@ LEAST_SHORT = 90.0
 """Percent of the questions on one chunk that the base model of a seed must answer, or the study refuses the seed."""
 
 SEQ_LENGTH = 1024
-"""Eight chunks and four turns of the longest answer need a little more: pairs hold seven chunks."""
+"""Eight chunks and four turns of the longest answer need a little more: pairs hold the first seven chunks."""
 NUM_DOCUMENTS = 320
 ITERATIONS = 40
 GLOBAL_BATCH_SIZE = 8
@@ -29,7 +29,7 @@ QUESTIONS_IN_TRAINING, INTERVAL = 60, 10
 """The same while an arm is trained, and iterations between them."""
 
 LONG_CHUNKS = 8
-"""Length of the documents that are learned from."""
+"""Length of a long document."""
 EVALUATED_CHUNKS = (1, 2, 4, LONG_CHUNKS)
 RAISED_ROTARY_BASES = (1e5, 5e4, 2e4)
 """Candidates, ten times the model's own first, as in the paper."""

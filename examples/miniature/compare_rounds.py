@@ -27,7 +27,7 @@ PAIRS_AT_ONCE = 480
 """Pairs of the one round's training: at 8 chunks each they have the tokens of 320 pairs of 4 chunks and 320 of 8."""
 DOCUMENTS = {"4x": (4, 960), "8x": (8, 640), "at-once": (8, 480)}
 """Chunks and number. A document gives no pair if its two answers are the same everywhere: often in the first round, hardly ever
-in the one at once. These suffice for a training that reads no pair twice."""
+in the one at once. With these a training reads hardly a pair twice."""
 
 
 def folder_of(seed: int) -> Path:

@@ -170,7 +170,7 @@ def lengths_of_answers(condition: Condition, seeds: Sequence[Seed], methods: Ite
 
 
 def long_answers(condition: Condition, seeds: Sequence[Seed], method: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Go through a method's answers about documents as long as those that are learned from, each with its question."""
+    """Go through a method's answers about long documents, each with its question."""
     for seed in seeds:
         samples = evaluation_of(seed, condition, method) / method / "samples.jsonl"
         asked, answered = (long_records(path) for path in (seed.questions(condition), samples))
@@ -179,7 +179,7 @@ def long_answers(condition: Condition, seeds: Sequence[Seed], method: str) -> It
 
 
 def long_records(path: Path) -> list[dict[str, Any]]:
-    """Read the questions, or the answers, about documents as long as those that are learned from."""
+    """Read the questions, or the answers, about long documents."""
     records = map(json.loads, path.read_text().splitlines())
     return [record for record in records if record["group"] == LONG]
 
@@ -224,8 +224,9 @@ def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str
     """Compare skills where arms are equally good at long documents, in training, on the way up.
 
     Returns:
-        The long accuracy: nine tenths of the lowest peak, of the arms that get at least half as far above the untrained model as
-        the best; and each arm's skills where it first has it, between two evaluations by interpolation; None if it never does.
+        The long accuracy: nine tenths of the lowest peak, of the arms that get at least a quarter as far above the untrained
+        model as the best; and each arm's skills where it first has it, between two evaluations by interpolation; None if it
+        never does.
     """
     found = {}
     for row in rows:
@@ -235,7 +236,7 @@ def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str
             found[row["method"]] = ([raised_of(rows, "long"), *long], [raised_of(rows, "skills"), *skill])
     start = raised_of(rows, "long")
     best = max(max(long) for long, _ in found.values())
-    level = 0.9 * min(max(long) for long, _ in found.values() if max(long) - start >= (best - start) / 2)
+    level = 0.9 * min(max(long) for long, _ in found.values() if max(long) - start >= (best - start) / 4)
     values: dict[str, float | None] = {}
     for method, (long, skill) in found.items():
         place = next((number for number, value in enumerate(long) if value >= level), None)

@@ -32,13 +32,15 @@ NAME = "miniature"
 
 
 def python(name: str, script: str, *flags: object) -> Task:
-    """Make a task of a command."""
-    return Task(name, ("python", script, *map(str, flags)))
+    """Make a task of a command; what it makes depends on the language, if it is one of this folder's."""
+    sources = tuple(REPOSITORY / path for path in (script, f"{HERE}/language.py") if script.startswith(HERE))
+    return Task(name, ("python", script, *map(str, flags)), sources)
 
 
-def pretrain(name: str, *flags: object) -> Task:
-    """Make a task of a training in one process."""
-    return Task(name, ("torchrun", "--nproc-per-node", "1", "pretrain_longpo.py", *map(str, flags)))
+def pretrain(name: str, save: Path, *flags: object) -> Task:
+    """Make a task of a training in one process, which goes on from what it has saved."""
+    command = ("torchrun", "--nproc-per-node", "1", "pretrain_longpo.py", "--save", save, "--load", save, *flags)
+    return Task(name, tuple(map(str, command)), progress=save)
 
 
 def preprocess(name: str, pairs: Path, prefix: Path, model: Path) -> Task:
@@ -130,11 +132,12 @@ class Seed:
             preprocess(self.name("grade", name), lessons, prefix, self.folder / "init"),
             pretrain(
                 self.name("school", name),
+                save,
                 *("--pretrained-checkpoint", start, "--data-path", prefix, "--seq-length", arms.SEQ_LENGTH),
                 *("--train-iters", grade.iterations, "--global-batch-size", 48, "--micro-batch-tokens", 4096),
                 *("--preference-weight", 0, "--nll-scope", grade.nll_scope, "--lr", grade.lr, "--min-lr", grade.min_lr),
                 *("--lr-warmup-iters", 50, "--adam-beta2", 0.98, "--seed", self.seed, "--log-interval", 50),
-                *("--save", save, "--load", save, *kept),
+                *kept,
             ),
         ]
 
@@ -200,7 +203,7 @@ class Seed:
         return self.place(condition) / ("questions-short.jsonl" if short else "questions.jsonl")
 
     def write_questions(self, condition: Condition) -> Task:
-        """Write the questions of a condition: documents that nobody trains on, from one chunk to as many as pairs have."""
+        """Write the questions of a condition: documents that nobody trains on, of one chunk to the most."""
         sizes = ("--number", arms.QUESTIONS, "--chunks", *arms.EVALUATED_CHUNKS)
         flags = ("--output", self.questions(condition), "--seed", 1000 + self.seed, *sizes, *told(condition))
         return python(self.name(condition.name, "questions"), f"{HERE}/make_data.py", "questions", *flags)
@@ -266,6 +269,7 @@ class Seed:
         data = "pairs-own" if arm.reference == "both" else "pairs"
         return pretrain(
             self.name(condition.name, arm.name, f"{rate:g}"),
+            save,
             *("--pretrained-checkpoint", self.native(condition), "--rotary-base", rotary_base),
             *("--data-path", self.place(condition) / data, "--seq-length", arms.SEQ_LENGTH),
             *arm.flags,
@@ -273,7 +277,7 @@ class Seed:
             *("--lr", rate, "--lr-warmup-fraction", 0.1, "--train-iters", arms.ITERATIONS),
             *("--global-batch-size", arms.GLOBAL_BATCH_SIZE, "--micro-batch-tokens", 4096, "--seed", self.seed),
             *("--eval-tasks", f"questions:{NAME}={self.questions(condition)}", *asked),
-            *("--save", save, "--load", save, "--log-interval", 10),
+            *("--log-interval", 10),
         )
 
     def evaluate(self, condition: Condition, trained: dict[str, Path], *, short: bool = False) -> Task:
@@ -359,7 +363,7 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
             [
                 seed.write_questions(condition),
                 *seed.pairs(condition, chosen_arms, rotary[seed.seed]),
-                seed.write_short_questions(condition),
+                *([seed.write_short_questions(condition)] if seed is not validation else []),
             ]
             for seed in seeds
         ]

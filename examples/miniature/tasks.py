@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,16 +26,23 @@ class Task:
     Attributes:
         name: unique; also of its log and its stamp.
         command: ``python`` and ``torchrun`` are those of this environment.
+        sources: files of code that decide what the command makes, beside the product's own.
+        progress: folder from which the command goes on; emptied when something before or in the task has changed.
         always: run it again though it was done: it knows by itself what is left to do.
     """
 
     name: str
     command: tuple[str, ...]
+    sources: tuple[Path, ...] = ()
+    progress: Path | None = None
     always: bool = False
 
 
 class Pool:
-    """Runs chains of tasks. A task is done when its stamp has its command and the keys of what came before it in its chain."""
+    """Runs chains of tasks.
+
+    A task is done when its stamp has its command, the hash of its sources, and the same of all that came before it in its chain.
+    """
 
     def __init__(self, folder: Path, workers: int) -> None:
         """Keep stamps and logs under ``folder``; run ``workers`` chains at a time."""
@@ -66,11 +74,16 @@ class Pool:
         for task in chain:
             if self.stopped.is_set():
                 return
-            key = hashlib.sha256("\0".join([key, *task.command]).encode()).hexdigest()
+            sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in task.sources]
+            key = hashlib.sha256("\0".join([key, *task.command, *sources]).encode()).hexdigest()
             stamp = self.folder / "stamps" / f"{task.name}.json"
             if task.always or not (stamp.exists() and json.loads(stamp.read_text())["key"] == key):
-                seconds = self._run_task(task)
                 stamp.parent.mkdir(parents=True, exist_ok=True)
+                begun = stamp.with_suffix(".begun")
+                if task.progress and (not begun.exists() or begun.read_text() != key):
+                    shutil.rmtree(task.progress, ignore_errors=True)
+                    begun.write_text(key)
+                seconds = self._run_task(task)
                 partial = stamp.with_suffix(".partial")
                 partial.write_text(json.dumps({"key": key, "seconds": seconds, "command": task.command}))
                 partial.replace(stamp)

@@ -1,10 +1,12 @@
 """The language of the miniature, and the commands of its study."""
 
+import contextlib
 import importlib.util
 import json
 import random
 import runpy
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -158,6 +160,33 @@ def test_a_task_is_done_once_and_again_with_what_follows_when_it_changes(parts, 
     for word in ("b", "b", "B"):
         tasks.Pool(tmp_path, 2).run("test", [chain(word)])
     assert log.read_text() == "abc" + "Bc"
+
+
+def test_a_task_whose_sources_have_changed_is_done_again_from_nothing(parts, tmp_path):
+    tasks, log, source, progress = parts["tasks"], tmp_path / "log", tmp_path / "source.py", tmp_path / "progress"
+    code = """
+import os, sys
+log, progress, fail = sys.argv[1:]
+os.makedirs(progress, exist_ok=True)
+open(log, "a").write(str(len(os.listdir(progress))))
+open(f"{progress}/saved", "w")
+sys.exit(os.path.exists(fail))
+"""
+    task = tasks.Task("a", ("python", "-c", code, str(log), str(progress), str(tmp_path / "fail")), (source,), progress)
+    for text, fails in (("1", True), ("1", False), ("1", False), ("2", False)):
+        source.write_text(text)
+        (tmp_path / "fail").touch() if fails else (tmp_path / "fail").unlink(missing_ok=True)
+        with pytest.raises(UserError) if fails else contextlib.nullcontext():
+            tasks.Pool(tmp_path, 1).run("test", [[task]])
+    assert log.read_text() == "01" + "0"  # it goes on after the failure, is done, and begins anew
+
+
+def test_what_a_script_of_the_example_makes_depends_on_it_and_on_the_language(parts):
+    seed = parts["study"].Seed(0)
+    for task in (*seed.school(), *seed.pairs(parts["arms"].CONDITIONS[0], parts["arms"].ARMS, 1e5)):
+        own = task.command[1].startswith("examples/miniature/")
+        assert [path.name for path in task.sources] == ([Path(task.command[1]).name, "language.py"] if own else [])
+        assert all(path.exists() for path in task.sources)
 
 
 def test_a_failed_task_is_named_with_its_last_line_and_tried_again(parts, tmp_path):
