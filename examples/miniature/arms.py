@@ -121,11 +121,13 @@ class Arm:
         name: in the results.
         flags: of pretrain_longpo.py.
         reference: the cache that it reads, if any.
+        lr_of: the arm whose learning rate it takes; else the rule chooses its own.
     """
 
     name: str
     flags: tuple[str, ...]
     reference: Literal["short", "long", "both", "none"] = "short"
+    lr_of: str = ""
 
 
 def _of_margin(loss_type: str) -> tuple[str, ...]:
@@ -136,6 +138,7 @@ ARMS = (
     Arm("sft", ("--preset", "sft"), "none"),
     Arm("nll", ("--preset", "paper", "--preference-weight", "0"), "none"),
     Arm("dpo", ("--preset", "dpo"), "long"),
+    Arm("dpo-same-lr", ("--preset", "dpo"), "long", lr_of="longpo"),
     Arm("longpo-no-s2l", ("--preset", "longpo-no-s2l"), "long"),
     Arm("longpo-no-nll", ("--preset", "longpo-no-nll", "--preference-weight", "1")),
     Arm("longpo", ("--preset", "paper")),

@@ -35,6 +35,7 @@ COMPARED = (
     ("longpo", "longpo-no-s2l"),
     ("longpo-no-nll", "dpo"),
     ("longpo", "dpo"),
+    ("longpo", "dpo-same-lr"),
     ("longpo", "sft"),
     ("hinge", "longpo"),
     ("ipo", "longpo"),
@@ -250,8 +251,9 @@ def matched(seeds: Sequence[Seed], condition: Condition, rows: Sequence[dict[str
 
 
 def has_sweep(arm: Arm) -> bool:
-    """Tell whether an arm has run at every learning rate."""
+    """Tell whether an arm, or the one whose learning rate it takes, has run at every learning rate."""
     validation = Seed(arms.VALIDATION_SEED)
+    arm = next(other for other in ARMS if other.name == (arm.lr_of or arm.name))
     return all((validation.trained(CONDITIONS[0], arm, rate) / "metrics.jsonl").exists() for rate in arms.LEARNING_RATES)
 
 
@@ -261,7 +263,7 @@ def table_of_sweep(rates: Mapping[str, float]) -> list[str]:
     heads = ["method", *(f"{rate:g}" for rate in arms.LEARNING_RATES)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm in ARMS:
-        if arm.name in rates:
+        if arm.name in rates and not arm.lr_of:
             cells = []
             for rate, found in read_sweep(arm).items():
                 text = " / ".join(f"{value:.1f}" for value in (found[LONG], found[SHORT], skills(found)))

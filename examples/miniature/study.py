@@ -372,7 +372,8 @@ def run(seeds: Sequence[int], conditions: Sequence[Condition], chosen_arms: Sequ
     teach_more(tested, conditions, pool)
     first, base = CONDITIONS[0], rotary[validation.seed]
     write_pairs(first, [validation])
-    sweep = [validation.train(first, arm, rate, base) for arm in chosen_arms for rate in arms.LEARNING_RATES]
+    swept = [arm for arm in chosen_arms if not arm.lr_of]
+    sweep = [validation.train(first, arm, rate, base) for arm in swept for rate in arms.LEARNING_RATES]
     pool.run("learning rates", [[task] for task in (validation.evaluate(first, {}), *sweep)])
     rates = choose_rates(chosen_arms)
     print(f"learning rates: {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}")
@@ -398,10 +399,15 @@ def read_sweep(arm: Arm) -> dict[float, dict[str, float]]:
 
 
 def choose_rates(chosen_arms: Sequence[Arm]) -> dict[str, float]:
-    """Choose each arm's learning rate by its runs of the validation seed in the first condition."""
+    """Choose each arm's learning rate by its runs of the validation seed in the first condition.
+
+    Returns:
+        The rates by name; without an arm that takes the rate of one which is not among them.
+    """
     first = CONDITIONS[0]
     base = scores(Seed(arms.VALIDATION_SEED).place(first) / "evaluation", "base")["1x"]
-    return {arm.name: choose_rate(read_sweep(arm), base, f"{arms.LONG_CHUNKS}x") for arm in chosen_arms}
+    rates = {arm.name: choose_rate(read_sweep(arm), base, f"{arms.LONG_CHUNKS}x") for arm in chosen_arms if not arm.lr_of}
+    return rates | {arm.name: rates[arm.lr_of] for arm in chosen_arms if arm.lr_of in rates}
 
 
 def choose_rate(found: dict[float, dict[str, float]], base: float, long: str) -> float:
@@ -446,10 +452,11 @@ def main() -> None:
     arguments = parser.parse_args()
     os.chdir(REPOSITORY)
     wanted = names if arguments.full else arguments.conditions
+    asked = {name for arm in ARMS if arm.name in arguments.arms for name in (arm.name, arm.lr_of)}
     run(
         list(arms.SEEDS) if arguments.full else arguments.seeds,
         [condition for condition in CONDITIONS if condition.name in wanted],
-        [arm for arm in ARMS if arm.name in arguments.arms],
+        [arm for arm in ARMS if arm.name in asked],
         arguments.workers,
     )
 
