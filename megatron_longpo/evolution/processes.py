@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -112,27 +112,16 @@ def _ask_kernel(what: int, value: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(what, value)
 
 
-def end_children() -> None:
-    """Kill every child of this process, and those that come to it by `adopt_orphans`, and wait until there is none."""
-    deadline = time.monotonic() + _PATIENCE
-    while sys.platform == "linux" and time.monotonic() < deadline:
-        for child in _children():
-            with contextlib.suppress(PermissionError):  # another user's by now
-                os.kill(child, signal.SIGKILL)  # until it is waited for, its number is nobody else's
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:  # there is none
-            return
-        time.sleep(0.02)
+def end_children(folder: str) -> int:
+    """Kill every child of this process, and those that come to it by `adopt_orphans`, and wait until there is none.
 
+    Returns:
+        How many there were.
 
-def _children() -> Iterator[int]:
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it is gone
-            parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
-            if int(parent) == os.getpid():
-                yield int(place.name)
+    Raises:
+        UserError: some do not go away.
+    """
+    return _end(folder, _children)
 
 
 def end_processes(folder: str) -> int:
@@ -144,19 +133,35 @@ def end_processes(folder: str) -> int:
     Raises:
         UserError: some do not go away.
     """
+    return _end(folder, lambda: marked_processes(folder))
+
+
+def _end(folder: str, find: Callable[[], set[int]]) -> int:
     found: set[int] = set()
     deadline = time.monotonic() + _PATIENCE
-    while left := marked_processes(folder):
+    while left := find():
         if time.monotonic() > deadline:
             raise UserError(f"{folder}: processes {sorted(left)} of an earlier run cannot be ended; end them and run again")
         for pid in left:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone, or another user's by now
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         found |= left
         time.sleep(0.02)
     return len(found)
+
+
+def _children() -> set[int]:
+    """Children of this process, without those that have ended."""
+    with contextlib.suppress(ChildProcessError):  # there is none
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    found = set()
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it is gone
+            parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                found.add(int(place.name))
+    return found
 
 
 def marked_processes(folder: str) -> set[int]:

@@ -38,7 +38,7 @@ def main() -> int:
     finally:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        end_children()
+        end_children(folder)
         end_processes(folder)
 
 

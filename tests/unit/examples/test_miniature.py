@@ -336,6 +336,7 @@ def test_two_rounds_and_one_at_once_start_from_the_same_base_and_read_as_many_to
     tokens = {name: int(flag(f"{name}/train", "train-iters")) * int(flag(f"{name}/train", "seq-length")) for name in NAMED_ROUNDS}
     assert tokens["at-once"] == tokens["4x"] + tokens["8x"]
     assert len({flag(f"{name}/documents", "seed") for name in NAMED_ROUNDS}) == 3
+    assert [flag(f"{name}/documents", "number") for name in NAMED_ROUNDS] == ["960", "640", "480"]
     for name in NAMED_ROUNDS:  # a turn: template, lead-in, question of 8 and answer of 16 at most, a margin
         whole = int(flag(f"{name}/documents", "chunks")) * parts["language"].CHUNK_WORDS
         assert whole + 4 * 48 <= int(flag(f"{name}/generate", "seq-length"))

@@ -254,10 +254,8 @@ def test_documents_of_which_a_part_is_used_are_counted(documents: Path, tmp_path
         assert found[seq_length] == sum(record["long_context"] != texts[record["document_id"]] for record in records)
         assert json.loads(beside(job.output, "report.json").read_text())["parts"] == found[seq_length]
         told = [line for line in dry_run(job, generator) if "too long for --seq-length" in line]
-        assert told == (
-            [f"  {found[seq_length]} are too long for --seq-length with its turns: a part of each is used"] * bool(told)
-        )
-        assert bool(told) == bool(found[seq_length])
+        line = f"  {found[seq_length]} are too long for --seq-length with its turns: a part of each is used"
+        assert told == ([line] if found[seq_length] else [])
     assert found[2048] == 0 < found[450]
 
 
