@@ -20,7 +20,7 @@ import arms
 from arms import ARMS, CONDITIONS, Arm, Condition
 from compare_rounds import folder_of, learning_rate
 from language import SCOPES, VALUE_WORDS, Kind
-from study import BUILD, HERE, NAME, REPOSITORY, Seed, choose_rates, read_sweep, scores, skills
+from study import BUILD, HERE, LONG, NAME, REPOSITORY, Seed, choose_rates, read_sweep, scores, skills
 
 from megatron_longpo.utils.errors import UserError, run_command
 
@@ -48,7 +48,6 @@ ROUNDS = {"base": ("base", 0), "first round, 4x": ("4x", 40), "second round, 8x"
 Measured = Mapping[str, Sequence[Mapping[str, float]]]
 """Scores by method, of each seed."""
 SHORT = "1x"
-LONG = f"{arms.LONG_CHUNKS}x"
 LENGTHS = tuple(f"{chunks}x" for chunks in arms.EVALUATED_CHUNKS)
 """Groups of questions by the length of their documents."""
 

@@ -29,6 +29,8 @@ HERE = "examples/miniature"
 BUILD = Path("build/miniature")
 NAME = "miniature"
 """What the questions are called in results."""
+LONG = f"{arms.LONG_CHUNKS}x"
+"""The group of questions about long documents."""
 
 
 def python(name: str, script: str, *flags: object) -> Task:
@@ -313,8 +315,7 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
     for seed in seeds:
         short = {stop: scores(seed.folder / "evaluation-stops", str(stop))["1x"] for stop in stops}
         seed.erring = erring = min(arms.ERRING_ITERATIONS, key=lambda stop: abs(short[stop] - arms.ERRING_TARGET))
-        long = f"{arms.LONG_CHUNKS}x"
-        raised = {base: scores(seed.folder / f"evaluation-rotary-{base:g}", "raised")[long] for base in arms.RAISED_ROTARY_BASES}
+        raised = {base: scores(seed.folder / f"evaluation-rotary-{base:g}", "raised")[LONG] for base in arms.RAISED_ROTARY_BASES}
         fit = [base for base in arms.RAISED_ROTARY_BASES if raised[base] <= arms.MOST_AFTER_RAISING]
         chosen[seed.seed] = fit[0] if fit else min(raised, key=lambda base: raised[base])
         report = {"short_by_iteration": short, "erring": erring, "raised": raised, "rotary_base": chosen[seed.seed]}
@@ -322,7 +323,7 @@ def choose_bases(seeds: Sequence[Seed], pool: Pool) -> dict[int, float]:
         require_short(seed, "the base model", short[stops[-1]])
         found = ", ".join(f"{base:g}: {value:.1f}" for base, value in raised.items())
         print(f"seed {seed.seed}: one chunk {short[stops[-1]]:.1f}; iteration {erring} errs ({short[erring]:.1f})")
-        print(f"seed {seed.seed}: raised base {chosen[seed.seed]:g}; {long} untrained: {found}")
+        print(f"seed {seed.seed}: raised base {chosen[seed.seed]:g}; {LONG} untrained: {found}")
     chains = [
         [
             python(seed.name(what), "checkpoint_conversion/hf_to_mcore.py", "--hf", folder, "--save", seed.folder / what)
@@ -406,7 +407,7 @@ def choose_rates(chosen_arms: Sequence[Arm]) -> dict[str, float]:
     """
     first = CONDITIONS[0]
     base = scores(Seed(arms.VALIDATION_SEED).place(first) / "evaluation", "base")["1x"]
-    rates = {arm.name: choose_rate(read_sweep(arm), base, f"{arms.LONG_CHUNKS}x") for arm in chosen_arms if not arm.lr_of}
+    rates = {arm.name: choose_rate(read_sweep(arm), base, LONG) for arm in chosen_arms if not arm.lr_of}
     return rates | {arm.name: rates[arm.lr_of] for arm in chosen_arms if arm.lr_of in rates}
 
 
